@@ -4,15 +4,14 @@
 
 # %% auto #0
 __all__ = ['CARDS', 'IMAGES', 'SPLITS', 'cards', 'card', 'blank_card', 'Item', 'Source', 'open_source', 'choose', 'pack',
-           'checksum', 'Packed', 'load', 'carve']
+           'checksum', 'Packed', 'load', 'prepare', 'carve']
 
-# %% ../nbs/40_data.ipynb #cee8c22b
+# %% ../nbs/40_data.ipynb #c33ef716
 import csv
 import hashlib
 import io
 import json
 import lzma
-
 import shutil
 import sys
 import tarfile
@@ -28,6 +27,7 @@ from PIL import Image
 from tqdm import tqdm
 
 import xbench
+from . import paths
 from .errors import InputError, unknown
 
 # %% ../nbs/40_data.ipynb #1fd4b680
@@ -154,11 +154,12 @@ def _checked(path, items, read, made_split):
     if len(classes) < 2: raise InputError(f'{path}: one class ({classes[0]!r}); a classifier needs two or more')
     return Source(path, sorted(items, key=lambda i: (i.split, i.name)), classes, read, made_split)
 
-# %% ../nbs/40_data.ipynb #0e05606a
+# %% ../nbs/40_data.ipynb #ccace8a2
 def _open_npz(path):
     try:
         with np.load(path, allow_pickle=False) as z: arrays = {k: z[k] for k in z.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as e: raise InputError(f'{path}: corrupt or truncated .npz ({e}); fetch it again') from None
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as e:
+        raise InputError(f'{path}: corrupt or truncated .npz ({e}); fetch it again') from None
     splits = [s for s in ('train', 'val', 'test') if f'{s}_images' in arrays]
     for s in splits:
         images, labels = arrays[f'{s}_images'], arrays.get(f'{s}_labels')
@@ -191,7 +192,7 @@ def _take(items, n):
     kept = {i.name for i in sorted(items, key=lambda i: (place[i.name], i.label))[:n]}
     return [i for i in items if i.name in kept]
 
-# %% ../nbs/40_data.ipynb #600bfbb8
+# %% ../nbs/40_data.ipynb #745f4dad
 def pack(
     path: str | Path,  # folder, archive or `.npz`
     out: str | Path,  # folder to make; one that is there is replaced at the end
@@ -207,7 +208,8 @@ def pack(
     known = card(slug) if slug in cards() else blank_card(slug)
     digest = checksum(path) if path.is_file() else None
     if known['sha256'] and digest and digest != known['sha256']:
-        raise InputError(f"{path}: checksum {digest[:12]}… is not that of {slug} ({known['sha256'][:12]}…); fetch it again, or give your own images another name")
+        raise InputError(f"{path}: checksum {digest[:12]}… is not that of {slug} ({known['sha256'][:12]}…); "
+                         'fetch it again, or give your own images another name')
     source = open_source(path)
     items = choose(source, train, test)
     _check_space(out, len(items)*size*size*3)
@@ -232,7 +234,8 @@ def checksum(
 def _check_space(out, need):
     folder = next(p for p in (out, *out.absolute().parents) if p.exists())
     if (free := shutil.disk_usage(folder).free) < need*1.1:
-        raise InputError(f'{out}: packing needs {need*1.1/1e6:.0f} MB and {folder} has {free/1e6:.0f} MB free; make room, or lower images.train and images.size')
+        raise InputError(f'{out}: packing needs {need*1.1/1e6:.0f} MB and {folder} has {free/1e6:.0f} MB free; '
+                         'make room, or lower images.train and images.size')
 
 # %% ../nbs/40_data.ipynb #9ae4a2c5
 def _write(source, items, part, size, slug, progress):
@@ -297,6 +300,21 @@ def load(
     except (OSError, ValueError, KeyError) as e: raise InputError(f'{folder}: not a packed dataset ({e}); pack it again') from None
     if not len(images) == len(labels) == len(split): raise InputError(f'{folder}: images, labels and ids differ in length; pack it again')
     return Packed(images, labels, split, found)
+
+# %% ../nbs/40_data.ipynb #3289a446
+def prepare(
+    cell,  # `xbench.settings.Cell`: profile, dataset, path and images are used
+    force: bool = False,  # pack even if the folder is there
+    progress: bool = True,
+) -> Path:  # the packed dataset's folder
+    "Pack the images of a cell unless they are packed as its settings ask. Raises `InputError` for a bad source."
+    folder, asked = paths.packed(cell.profile, cell.dataset), {'path': cell.path, **cell.images.model_dump()}
+    try: done = json.loads((folder/'asked.json').read_text()) == asked and not force
+    except (OSError, ValueError): done = False
+    if not done:
+        pack(paths.source(cell.path), folder, cell.images.size, cell.dataset, cell.images.train, cell.images.test, progress)
+        with paths.whole(folder/'asked.json') as part: part.write_text(json.dumps(asked) + '\n')
+    return folder
 
 # %% ../nbs/40_data.ipynb #a2887170
 def carve(

@@ -30,7 +30,7 @@ def measured(
     own.loc[tied] = fixed.loc[tied, ['low', 'high']].astype(float)
     return xscore(acc, lam, own), f'{", ".join(tied)}: all tie, fixed anchors used' if len(tied) else ''
 
-# %% ../nbs/63_score.ipynb #8edaeaa5
+# %% ../nbs/63_score.ipynb #1e0e2e81
 PROTOCOL = ('imagenette160', 'cifar100', 'ham10000', 'stanford_dogs')  # the four datasets of `cross_dataset`, section 4.1
 
 def read_csv(
@@ -54,8 +54,10 @@ def against(
     wanted = list(datasets or acc.columns)
     for d in acc.columns:
         if d not in fixed.index: raise unknown('dataset', d, fixed.index, 'accuracies')
-    if missing := [d for d in wanted if d not in acc.columns]: raise InputError(f'accuracies: column {missing[0]!r} is missing; the protocol needs {", ".join(wanted)}')
-    if taken := [b for b in acc.index if b in pool.index]: raise InputError(f'accuracies: {taken[0]!r} is one of the eleven published backbones; give yours another name')
+    if missing := [d for d in wanted if d not in acc.columns]:
+        raise InputError(f'accuracies: column {missing[0]!r} is missing; the protocol needs {", ".join(wanted)}')
+    if taken := [b for b in acc.index if b in pool.index]:
+        raise InputError(f'accuracies: {taken[0]!r} is one of the eleven published backbones; give yours another name')
     both = xscore(pd.concat([acc[wanted], pool[wanted]]), lam, fixed).assign(published=[*[False]*len(acc), *[True]*len(pool)])
     both = both.sort_values('xscore', ascending=False)
     return both.assign(place=both.xscore.rank(ascending=False, method='min').astype(int))[['place', 'G', 'V', 'xscore', 'published']]

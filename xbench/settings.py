@@ -123,7 +123,7 @@ def _cross_check(settings, key, profile, name):
         if d not in settings.dataset: raise unknown('dataset', d, settings.dataset, f'{where}.datasets')
         for b in profile.backbones: resolve(settings, key, b, d)
 
-# %% ../nbs/11_settings.ipynb #be2cfcb5
+# %% ../nbs/11_settings.ipynb #5e2efa44
 @dataclass(frozen=True)
 class Cell:
     "Everything that decides the result of one training run, but for code and pixels."
@@ -161,7 +161,8 @@ def resolve(
     if merged['warmup_epochs'] >= merged['epochs']:
         raise InputError(f"{where}: warmup_epochs ({merged['warmup_epochs']}) must be below epochs ({merged['epochs']})")
     if merged['min_lr'] > merged['lr']: raise InputError(f"{where}: min_lr ({merged['min_lr']:g}) must not exceed lr ({merged['lr']:g})")
-    return Cell(profile, name, Recipe(**merged), backbone, settings.backbone[backbone].options, settings.backbone[backbone].module, slug, path, seed, p.images, p.threads)
+    block = settings.backbone[backbone]
+    return Cell(profile, name, Recipe(**merged), backbone, block.options, block.module, slug, path, seed, p.images, p.threads)
 
 def _dataset(profile, dataset):
     "Slug and path of a dataset that is named by slug or by path."

@@ -53,11 +53,12 @@ def efficientnet(num_classes: int):
     stages = [(1, 3, 1, 32, 16, 1), (6, 3, 2, 16, 24, 2), (6, 5, 2, 24, 40, 2), (6, 3, 2, 40, 80, 3), (6, 5, 1, 80, 192, 3), (6, 3, 1, 192, 256, 1)]
     return _mbconv(stages, num_classes, dropout=0.2, stochastic_depth_prob=0.2)
 
-# %% ../../nbs/backbones/22_cross_dataset.ipynb #0ef0b521
+# %% ../../nbs/backbones/22_cross_dataset.ipynb #5072f05c
 @_backbone('inverted residual', 'TinyNet')
 def tinynet(num_classes: int):
     "EfficientNet-B0 with half its depth, head 1280, no dropout."
-    stages = [(1, 3, 1, 32, 16, 1), (6, 3, 2, 16, 24, 1), (6, 5, 2, 24, 40, 1), (6, 3, 2, 40, 80, 2), (6, 5, 1, 80, 112, 2), (6, 5, 2, 112, 192, 2), (6, 3, 1, 192, 320, 1)]
+    stages = [(1, 3, 1, 32, 16, 1), (6, 3, 2, 16, 24, 1), (6, 5, 2, 24, 40, 1), (6, 3, 2, 40, 80, 2),
+              (6, 5, 1, 80, 112, 2), (6, 5, 2, 112, 192, 2), (6, 3, 1, 192, 320, 1)]
     return _mbconv(stages, num_classes, dropout=0., stochastic_depth_prob=0., last_channel=1280)
 
 # %% ../../nbs/backbones/22_cross_dataset.ipynb #7fb400d6
@@ -104,11 +105,11 @@ def shufflenet(num_classes: int):
 
     return ShuffleNetV2([4, 8, 4], [64, 192, 360, 600, 1024], num_classes=num_classes, inverted_residual=NoShuffle)
 
-# %% ../../nbs/backbones/22_cross_dataset.ipynb #4514731d
+# %% ../../nbs/backbones/22_cross_dataset.ipynb #43fdfea1
 @_backbone('re-parameterised', 'MobileOne')
 def mobileone(num_classes: int):
     "MobileOne with S0's widths and two branches, in its train-time form."
-    from timm.models.byobnet import ByobNet, ByoBlockCfg, ByoModelCfg
+    from timm.models.byobnet import ByoBlockCfg, ByobNet, ByoModelCfg
 
     def stage(depth, c_in, c_out):
         block = lambda c, s, gs, **kw: ByoBlockCfg(type='one', d=1, c=c, s=s, gs=gs, block_kwargs=dict(num_conv_branches=2, **kw))
