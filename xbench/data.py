@@ -72,7 +72,7 @@ class Source:
     read: Callable  # read(set of names) -> iterator of (name, bytes or array), in any order
     made_split: bool  # whether the test split was made here
 
-# %% ../nbs/40_data.ipynb #b2bbdbcf
+# %% ../nbs/40_data.ipynb #c15b1d5a
 def open_source(
     path: str | Path,  # folder, archive or `.npz`
 ) -> Source:
@@ -80,7 +80,8 @@ def open_source(
     path = Path(path)
     if path.is_dir(): names, dirs, read = *_walk(path), lambda wanted: _read_folder(path, wanted)
     elif path.suffix == '.npz': return _open_npz(path)
-    elif path.name.endswith(('.tar', '.tar.xz', '.tar.gz', '.tgz')): names, dirs, read = *_members(path), lambda wanted: _read_archive(path, wanted)
+    elif path.name.endswith(('.tar', '.tar.xz', '.tar.gz', '.tgz')):
+        names, dirs, read = *_members(path), lambda wanted: _read_archive(path, wanted)
     elif path.exists(): raise InputError(f'{path}: not an image folder, .tar.xz, .tar.gz, .tar or .npz')
     else: raise InputError(f'{path}: no such file or folder')
     return _index(path, names, dirs, read)
@@ -119,18 +120,20 @@ def _read_archive(path, wanted):
     for tar, m in _stream(path):
         if m.isfile() and (name := PurePosixPath(m.name).as_posix()) in wanted: yield name, tar.extractfile(m).read()
 
-# %% ../nbs/40_data.ipynb #ace157b3
+# %% ../nbs/40_data.ipynb #3d178094
 def _index(path, names, dirs, read):
     if not names: raise InputError(f'{path}: no images; expected train/CLASS/FILE and test/CLASS/FILE, or CLASS/FILE')
     parts = {n: PurePosixPath(n).parts for n in names}
-    if shallow := [n for n in names if len(parts[n]) < 2]: raise InputError(f'{path}: {shallow[0]} lies in no class folder; expected CLASS/FILE')
+    if shallow := [n for n in names if len(parts[n]) < 2]:
+        raise InputError(f'{path}: {shallow[0]} lies in no class folder; expected CLASS/FILE')
     split_of = {n: SPLITS.get(p[-3].lower()) if len(p) > 2 else None for n, p in parts.items()}
     given = [n for n in names if split_of[n]]
     if given and len(given) < len(names):
         raise InputError(f'{path}: {next(n for n in names if not split_of[n])} lies outside train, val and test; move or remove it')
     filled = {str(PurePosixPath(n).parent) for n in names}
     for d in dirs:
-        if not any(f == d or f.startswith(f'{d}/') for f in filled): raise InputError(f'{path}: folder {d} holds no images; fill it or remove it')
+        if not any(f == d or f.startswith(f'{d}/') for f in filled):
+            raise InputError(f'{path}: folder {d} holds no images; fill it or remove it')
     items = [Item(split_of[n], parts[n][-2], n) for n in names] if given else _make_split(parts)
     return _checked(path, items, read, not given)
 
@@ -154,7 +157,7 @@ def _checked(path, items, read, made_split):
     if len(classes) < 2: raise InputError(f'{path}: one class ({classes[0]!r}); a classifier needs two or more')
     return Source(path, sorted(items, key=lambda i: (i.split, i.name)), classes, read, made_split)
 
-# %% ../nbs/40_data.ipynb #ccace8a2
+# %% ../nbs/40_data.ipynb #f136350c
 def _open_npz(path):
     try:
         with np.load(path, allow_pickle=False) as z: arrays = {k: z[k] for k in z.files}
@@ -164,7 +167,8 @@ def _open_npz(path):
     for s in splits:
         images, labels = arrays[f'{s}_images'], arrays.get(f'{s}_labels')
         if labels is None or len(labels) != len(images): raise InputError(f'{path}: {s}_labels must hold one label for each of {s}_images')
-        if labels.size != len(labels): raise InputError(f'{path}: {s}_labels has {labels.size//len(labels)} labels an image; only one is supported')
+        if labels.size != len(labels):
+            raise InputError(f'{path}: {s}_labels has {labels.size//len(labels)} labels an image; only one is supported')
         if images.dtype != np.uint8 or images.ndim not in (3, 4) or images.shape[3:] not in ((), (3,)):
             raise InputError(f'{path}: {s}_images must be uint8, N x H x W or N x H x W x 3, not {images.dtype} {images.shape}')
     named = {f'{s}/{i}': (s, i) for s in splits for i in range(len(arrays[f'{s}_images']))}
@@ -237,12 +241,13 @@ def _check_space(out, need):
         raise InputError(f'{out}: packing needs {need*1.1/1e6:.0f} MB and {folder} has {free/1e6:.0f} MB free; '
                          'make room, or lower images.train and images.size')
 
-# %% ../nbs/40_data.ipynb #9ae4a2c5
+# %% ../nbs/40_data.ipynb #dcf8a0d6
 def _write(source, items, part, size, slug, progress):
     images = np.lib.format.open_memmap(part/'images.npy', 'w+', np.uint8, (len(items), size, size, 3))
     place = {item.name: k for k, item in enumerate(items)}
     hashes, sides = [''] * len(items), Counter()
-    bar = tqdm(source.read(set(place)), total=len(items), desc=f'pack {slug}', unit='img', disable=not progress, file=sys.stderr, leave=False)
+    bar = tqdm(source.read(set(place)), total=len(items), desc=f'pack {slug}', unit='img',
+               disable=not progress, file=sys.stderr, leave=False)
     for name, content in bar:
         image = _decode(source.path, name, content)
         sides[min(image.size)] += 1
@@ -274,7 +279,8 @@ def _measured(source, items, images, labels, sides, size, part):
     std = np.sqrt(np.maximum(pixels[1]/(len(train)*size*size) - mean**2, 1e-6))
     digest = hashlib.sha256()
     for f in ('images.npy', 'labels.npy', 'ids.csv'): digest.update(checksum(part/f).encode())
-    return {'classes': source.classes, 'counts': dict(Counter(i.split for i in items)), 'available': dict(Counter(i.split for i in source.items)),
+    return {'classes': source.classes, 'counts': dict(Counter(i.split for i in items)),
+            'available': dict(Counter(i.split for i in source.items)),
             'majority': max(Counter(labels[k] for k, i in enumerate(items) if i.split == 'test').values()),
             'size': size, 'native_side': [min(sides), max(sides)], 'mean': mean.round(4).tolist(), 'std': std.round(4).tolist(),
             'made_split': source.made_split, 'hash': digest.hexdigest()[:16]}

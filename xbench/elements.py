@@ -80,7 +80,7 @@ def residuals(
 
 def _depthwise(node): return bool(node.conv) and 1 < node.conv['groups'] == node.conv['c_in']
 
-# %% ../nbs/30_elements.ipynb #6dd91c33
+# %% ../nbs/30_elements.ipynb #064a136a
 ACTIVATIONS = ('relu', 'relu_', 'hardtanh', 'hardtanh_', 'gelu', 'silu', 'silu_', 'hardswish', 'hardswish_', 'leaky_relu')
 
 def elements(
@@ -90,7 +90,8 @@ def elements(
     """Architectural elements of a network (`cross_dataset` Table 5, rows that a network can show).
 
     A stem is a patch stem if its first convolution's stride equals its kernel. Squeeze-and-excite is a product of a feature map with a
-    1 x 1 map that was pooled from one. A linear layer over the channels of a map counts as pointwise. The ReLU family is ReLU, ReLU6, GELU, SiLU, hard swish.
+    1 x 1 map that was pooled from one. A linear layer over the channels of a map counts as pointwise.
+    The ReLU family is ReLU, ReLU6, GELU, SiLU, hard swish.
     """
     nodes = trace(model, size)
     convs, ops, skips = [n for n in nodes if n.conv], {n.op for n in nodes}, residuals(nodes)
@@ -98,7 +99,8 @@ def elements(
     return {
         'patch_stem': stem['kernel'] == stem['stride'], 'conv_stem': stem['kernel'] != stem['stride'],
         'depthwise': any(map(_depthwise, convs)),
-        'pointwise': any(set(n.conv['kernel']) == {1} and n.shape[2:] != (1, 1) for n in convs) or any(_linear_on_map(n, nodes) for n in nodes),
+        'pointwise': (any(set(n.conv['kernel']) == {1} and n.shape[2:] != (1, 1) for n in convs)
+                      or any(_linear_on_map(n, nodes) for n in nodes)),
         'residual': bool(skips), 'inverted_residual': any(skips),
         'squeeze_excite': _squeeze_excite(nodes),
         'concatenation': any(n.op == 'cat' and len(n.shape) == 4 and len(n.parents) > 1 for n in nodes),

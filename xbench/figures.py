@@ -16,13 +16,14 @@ from matplotlib.figure import Figure
 from . import paths
 from .published import cells
 
-# %% ../nbs/62_figures.ipynb #7f16f0d6
+# %% ../nbs/62_figures.ipynb #5c47603b
 BLUE, ORANGE, INK, PALE = '#2f6690', '#d1495b', '#222222', '#9aa5ad'
 
 def style() -> None:
     "Set the look of all figures: a quiet theme, text that stays text in SVG, no date in the file."
     mpl.rcParams.update({
-        'figure.dpi': 120, 'savefig.dpi': 200, 'font.family': 'DejaVu Sans', 'font.size': 9, 'axes.titlesize': 10, 'axes.titleweight': 'bold',
+        'figure.dpi': 120, 'savefig.dpi': 200, 'font.family': 'DejaVu Sans', 'font.size': 9,
+        'axes.titlesize': 10, 'axes.titleweight': 'bold',
         'axes.titlelocation': 'left', 'axes.labelsize': 9, 'xtick.labelsize': 8, 'ytick.labelsize': 8, 'axes.axisbelow': True,
         'axes.edgecolor': INK, 'text.color': INK, 'axes.labelcolor': INK, 'xtick.color': INK, 'ytick.color': INK, 'axes.spines.top': False,
         'axes.spines.right': False, 'axes.grid': True, 'grid.color': '#e8ebee', 'grid.linewidth': .7, 'legend.frameon': False,
@@ -50,7 +51,7 @@ def titles(
     better = {5: {'efficientnet': 'EfficientNet'}, 3: {'stanford_dogs': 'Stanford Dogs', 'miniplaces': 'MiniPlaces'}}
     return dict(zip(long.column, long.printed_column)) | better.get(table, {})
 
-# %% ../nbs/62_figures.ipynb #7d0d9c5e
+# %% ../nbs/62_figures.ipynb #3ad14daa
 def accuracy_against_xscore(
     ax: Axes,
     accuracy: pd.Series,  # top-1 in percent, by backbone
@@ -58,11 +59,12 @@ def accuracy_against_xscore(
     label: str,  # of the accuracy axis
     color: str = BLUE,
 ) -> None:
-    "Scatter of xScore (x) and one accuracy (y), each backbone named, with a linear fit and its 95 % band."
+    "Scatter of xScore (x) and one accuracy (y), each backbone named; from five on with a linear fit and its 95 % band."
     import seaborn as sns  # here, for a training cell draws without it and starts a second sooner
     accuracy, names = accuracy.loc[score.index], titles()
-    sns.regplot(x=score, y=accuracy, ax=ax, color=color, seed=0, n_boot=500, truncate=False,
-                scatter_kws={'s': 26, 'alpha': 1, 'zorder': 3, 'edgecolor': 'white', 'linewidths': .8}, line_kws={'linewidth': 1.4, 'alpha': .8})
+    sns.regplot(x=score, y=accuracy, ax=ax, color=color, seed=0, n_boot=500, truncate=False, fit_reg=len(score) > 4,
+                scatter_kws={'s': 26, 'alpha': 1, 'zorder': 3, 'edgecolor': 'white', 'linewidths': .8},
+                line_kws={'linewidth': 1.4, 'alpha': .8})
     spread_x, spread_y = score.max() - score.min(), accuracy.max() - accuracy.min() or 1
     ax.set(xlabel='xScore', ylabel=label, ylim=(accuracy.min() - .16*spread_y, accuracy.max() + .16*spread_y),
            xlim=(score.min() - .12*spread_x, score.max() + .16*spread_x))
@@ -90,7 +92,8 @@ def name_points(
             text = ax.annotate(name, (px, py), (dx, dy), textcoords='offset points', ha=ha, va=va, fontsize=7.5, color=INK, zorder=4)
             box = text.get_window_extent()
             others = [b for k, b in enumerate(points_boxes) if k != i] + taken
-            cost[text] = (sum(box.overlaps(b) for b in others) + 3*(not ax.bbox.contains(*box.p0) or not ax.bbox.contains(*box.p1)), len(cost), box)
+            outside = not (ax.bbox.contains(*box.p0) and ax.bbox.contains(*box.p1))
+            cost[text] = (sum(box.overlaps(b) for b in others) + 3*outside, len(cost), box)
         best = min(cost, key=lambda t: cost[t][:2])
         taken.append(cost[best][2])
         for text in cost:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SECONDS', 'strip', 'run', 'normalise', 'refresh', 'readme', 'prepare', 'cost', 'baseline', 'collect', 'derive',
-           'pipeline_file', 'check', 'waves', 'paper', 'Report', 'main']
+           'pipeline_file', 'check', 'kind', 'waves', 'paper', 'Report', 'main']
 
 # %% ../nbs/70_pipeline.ipynb #5c98c2f2
 import argparse
@@ -47,7 +47,7 @@ def _read(path):
 def _write(nb, path):
     with paths.whole(path) as part: part.write_text(json.dumps(nb, indent=1, sort_keys=True, ensure_ascii=False) + '\n')
 
-# %% ../nbs/70_pipeline.ipynb #ef9002b4
+# %% ../nbs/70_pipeline.ipynb #c68d583c
 def run(
     source: str | Path,  # notebook with a cell tagged `parameters`
     target: str | Path,  # executed notebook, written whole or not at all
@@ -64,8 +64,9 @@ def run(
     with TemporaryDirectory() as scratch:
         executed = Path(scratch)/'executed.ipynb'
         try:
-            pm.execute_notebook(str(source), str(executed), parameters=parameters, cwd=cwd, kernel_name='python3', progress_bar=False, coalesce_streams=True,
-                                extra_arguments=['--log-level=ERROR'], stderr_file=sys.stderr if sys.stderr.isatty() else None)    # bars for who watches
+            pm.execute_notebook(str(source), str(executed), parameters=parameters, cwd=cwd, kernel_name='python3', progress_bar=False,
+                                coalesce_streams=True, extra_arguments=['--log-level=ERROR'],
+                                stderr_file=sys.stderr if sys.stderr.isatty() else None)    # bars for who watches
         except PapermillExecutionError as e:
             if e.ename == 'InputError': raise InputError(e.evalue) from None
             raise
@@ -105,7 +106,7 @@ def refresh(
         if cell['cell_type'] == 'code': cell['outputs'], cell['execution_count'] = new['outputs'], None
     _write(nb, path)
 
-# %% ../nbs/70_pipeline.ipynb #cb0cf7ea
+# %% ../nbs/70_pipeline.ipynb #7ff108d7
 def readme(
     nb: dict,  # an executed notebook of `nbs/`
 ) -> str:  # Markdown
@@ -113,7 +114,8 @@ def readme(
     parts = []
     for c in nb['cells']:
         source = ''.join(c['source'])
-        if c['cell_type'] == 'markdown': parts.append(re.sub(r'\]\((?!https?:|#)([^)]+)\)', lambda m: f"]({os.path.normpath('nbs/' + m[1])})", source))
+        if c['cell_type'] == 'markdown':
+            parts.append(re.sub(r'\]\((?!https?:|#)([^)]+)\)', lambda m: f"]({os.path.normpath('nbs/' + m[1])})", source))
         else:
             if '#| echo: false' not in source: parts.append(f'```python\n{source}\n```')
             parts += [_shown(o) for o in c['outputs']]
@@ -187,13 +189,17 @@ def check(
         core.entry(backbone)
     for path in settings.profiles[profile].datasets.values(): data.open_source(paths.source(path))
 
-# %% ../nbs/70_pipeline.ipynb #bfb7875f
-SECONDS = {'nbcode': 2, 'prepare': 3, 'cost': 8, 'train': 17, 'baseline': 8, 'collect': 3, 'table': 5, 'figure': 6}  # weights for the time left, 2 cores
+# %% ../nbs/70_pipeline.ipynb #3ea24ecd
+# seconds of a stage, two side by side on two cores; only until one of its kind has run
+SECONDS = {'nbcode': 2, 'prepare': 3, 'cost': 8, 'train': 17, 'baseline': 8, 'collect': 3, 'table': 5, 'figure': 6}
+
+def kind(stage: str) -> str:
+    "What a stage is an instance of: `train` of `pipelines/lite/dvc.yaml:train@a-b-0`."
+    return stage.split(':')[-1].split('@')[0]
 
 def waves(stages: list[str]) -> list[list[str]]:
     "Stages in groups that can run side by side, in the order of the pipeline."
     order = [('nbcode', 'prepare', 'cost'), ('train', 'baseline'), ('collect',), ('table', 'figure')]
-    kind = lambda s: s.split(':')[-1].split('@')[0]
     return [[s for s in stages if kind(s) in kinds] for kinds in order]
 
 def paper(
@@ -205,7 +211,7 @@ def paper(
     check(settings, profile)
     jobs = jobs or max(1, (os.cpu_count() or 1)//settings.profiles[profile].threads)
     stages = _dvc('stage', 'list', '--name-only', str(pipeline_file(profile).relative_to(paths.root()))).split()
-    report, ran = Report(stages), 0
+    report, ran = Report(stages, jobs), 0
     for wave in waves(stages):
         todo = list(json.loads(_dvc('status', '--json', *wave) or '{}'))
         report.skip(set(wave) - set(todo))
@@ -213,9 +219,8 @@ def paper(
             futures = [pool.submit(_stage, name, report) for name in todo]
             try:
                 for f in as_completed(futures): f.result()
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
+            except KeyboardInterrupt: raise InputError('interrupted; the same command goes on from here') from None
+            finally: pool.shutdown(cancel_futures=True)
         ran += len(todo)
     report.end(ran, paths.paper(profile).relative_to(paths.root()))
     return ran
@@ -234,23 +239,16 @@ def _stage(name, report):
         raise RuntimeError(f'stage {name} failed:\n{said}')
     report.done(name)
 
-# %% ../nbs/70_pipeline.ipynb #5eaeebd2
+# %% ../nbs/70_pipeline.ipynb #2672193d
 class Report:
     "One line a finished stage on standard error: how many, what, how long, how much is left."
-    def __init__(self, stages: list[str], clock=time.monotonic, file=None):
-        self.clock, self.file, self.lock = clock, file or sys.stderr, threading.Lock()
-        self.left, self.total, self.finished, self.begun = {s: self.weight(s) for s in stages}, len(stages), 0, {}
-        self.t0, self.worked = clock(), 0.
-
-    @staticmethod
-    def weight(stage: str) -> float:
-        "Seconds that a stage is expected to take, relative to the others."
-        return SECONDS.get(stage.split(':')[-1].split('@')[0], 5)
+    def __init__(self, stages: list[str], jobs: int = 1, clock=time.monotonic, file=None):
+        self.left, self.total, self.jobs, self.clock, self.file = set(stages), len(stages), jobs, clock, file or sys.stderr
+        self.begun, self.took, self.t0, self.lock = {}, {}, clock(), threading.Lock()
 
     def skip(self, stages) -> None:
         "Stages that are up to date."
-        for s in stages: self.left.pop(s, None)
-        self.finished = self.total - len(self.left)
+        self.left -= set(stages)
 
     def start(self, stage: str) -> None:
         "A stage begins."
@@ -262,26 +260,26 @@ class Report:
         "A stage has ended well."
         with self.lock:
             seconds = self.clock() - self.begun.pop(stage)
-            self.worked += self.left.pop(stage)
-            self.finished += 1
+            self.took.setdefault(kind(stage), []).append(seconds)
+            self.left.remove(stage)
             running = ', '.join(s.split(':')[-1] for s in self.begun)
-            self._say(f'{stage.split(":")[-1]} took {seconds:.0f} s{"; running " + running if running else ""}; {self.remaining()}')
+            self._say(f'{stage.split(":")[-1]} took {seconds:.1f} s{"; running " + running if running else ""}; {self.remaining()}')
 
     def remaining(self) -> str:
-        "How much is left, from what the work so far took."
-        ahead = sum(self.left.values())
-        if not ahead: return 'nothing left'
-        seconds = ahead*(self.clock() - self.t0)/self.worked
-        return f'about {seconds:.0f} s left' if seconds < 90 else f'about {seconds/60:.0f} min left'
+        "How much is left."
+        mean = {k: sum(t)/len(t) for k, t in self.took.items()}
+        seconds = sum(mean.get(kind(s), SECONDS.get(kind(s), 5)) for s in self.left)/self.jobs
+        return 'nothing left' if not self.left else f'about {seconds:.0f} s left' if seconds < 90 else f'about {seconds/60:.0f} min left'
 
     def end(self, ran: int, where: Path) -> None:
         "All is done."
-        did = f'{ran} of {self.total} stages ran in {self.clock() - self.t0:.0f} s' if ran else f'nothing to run, all {self.total} stages are up to date'
+        did = f'{ran} of {self.total} stages ran in {self.clock() - self.t0:.0f} s'
+        if not ran: did = f'nothing to run, all {self.total} stages are up to date'
         self._say(f'{did}; the paper is in {where}/')
 
-    def _say(self, text): print(f'[{self.finished}/{self.total}] {text}', file=self.file, flush=True)
+    def _say(self, text): print(f'[{self.total - len(self.left)}/{self.total}] {text}', file=self.file, flush=True)
 
-# %% ../nbs/70_pipeline.ipynb #dc061e66
+# %% ../nbs/70_pipeline.ipynb #40c21e99
 def main(argv: list[str] | None = None) -> None:
     "`python -m xbench.pipeline`: the commands of `dvc.yaml` and the Makefile."
     parser = argparse.ArgumentParser(prog='python -m xbench.pipeline')
@@ -290,7 +288,8 @@ def main(argv: list[str] | None = None) -> None:
         p = sub.add_parser(name)
         for a in arguments: p.add_argument(a, nargs='*' if a == 'parameters' else None)
         return p
-    add('strip', 'source', 'target'), add('run', 'source', 'target', 'parameters'), add('prepare', 'profile', 'dataset'), add('baseline', 'profile', 'dataset')
+    add('strip', 'source', 'target'), add('run', 'source', 'target', 'parameters')
+    add('prepare', 'profile', 'dataset'), add('baseline', 'profile', 'dataset')
     add('cost', 'profile', 'backbone'), add('collect', 'profile'), add('derive'), add('readme'), add('refresh', 'notebook')
     add('paper', 'profile').add_argument('--jobs', type=int)
     a = parser.parse_args(argv)

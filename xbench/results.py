@@ -16,7 +16,7 @@ from . import paths
 from .errors import InputError, unknown
 from .settings import Settings
 
-# %% ../nbs/61_results.ipynb #1677e2aa
+# %% ../nbs/61_results.ipynb #be10b136
 def _read(path, what, reader=lambda p: json.loads(p.read_text())):
     try: return reader(path)
     except FileNotFoundError: raise InputError(f'{path}: {what} is not there yet; run `make paper` or `dvc repro`') from None
@@ -55,7 +55,8 @@ def tidy_baseline(
     profile: str,
 ) -> pd.DataFrame:  # a row a dataset: dataset, n, top1, top5, macro_f1, balanced, chance, majority, C
     "What a linear classifier makes of a profile's datasets."
-    return pd.DataFrame([{'dataset': d, **_read(paths.results(profile)/'baseline'/f'{d}.json', 'a baseline')} for d in settings.profiles[profile].datasets])
+    folder = paths.results(profile)/'baseline'
+    return pd.DataFrame([{'dataset': d, **_read(folder/f'{d}.json', 'a baseline')} for d in settings.profiles[profile].datasets])
 
 def tidy_cost(
     settings: Settings,
@@ -73,7 +74,8 @@ def tidy_datasets(
     cards = [_read(paths.packed(profile, d)/'card.json', 'a packed dataset') for d in settings.profiles[profile].datasets]
     return pd.DataFrame([{'dataset': c['name'], 'title': c['title'], 'domain': c['domain'], 'classes': len(c['classes']),
                           **{s: c['counts'].get(s, 0) for s in ('train', 'val', 'test')},
-                          **{f'available_{s}': c['available'].get(s, 0) for s in ('train', 'test')}, 'size': c['size'], 'hash': c['hash']} for c in cards])
+                          **{f'available_{s}': c['available'].get(s, 0) for s in ('train', 'test')},
+                          'size': c['size'], 'hash': c['hash']} for c in cards])
 
 # %% ../nbs/61_results.ipynb #5cc7bec3
 TIDY = {'cross_dataset': tidy_runs, 'baseline': tidy_baseline, 'curves': tidy_curves, 'cost': tidy_cost, 'datasets': tidy_datasets}
@@ -106,7 +108,7 @@ def accuracy(
     wide = rows.pivot_table(index='backbone', columns='dataset', values='value', aggfunc='mean')
     return wide.loc[rows.backbone.unique(), rows.dataset.unique()].rename_axis(index=None, columns=None)
 
-# %% ../nbs/61_results.ipynb #a6c9de96
+# %% ../nbs/61_results.ipynb #5cf7c2b1
 def save_table(
     table: pd.DataFrame,  # as it should look, its index the first column
     name: str,  # e.g. `cross_dataset_table1`
@@ -119,7 +121,8 @@ def save_table(
     shown = table.copy().astype(object)
     for c in table:
         n = digits if isinstance(digits, int) else digits.get(c, 2)
-        shown[c] = ['' if pd.isna(v) else f'{v:,.{n}f}' if isinstance(v, float) else f'{v:,}' if type(v) is int else str(v) for v in table[c].tolist()]
+        shown[c] = ['' if pd.isna(v) else f'{round(v, n) + 0:,.{n}f}' if isinstance(v, float) else f'{v:,}' if type(v) is int else str(v)
+                    for v in table[c].tolist()]
     shown = shown.reset_index(names=table.index.name or 'backbone')
     numeric = [c for c in table if pd.api.types.is_numeric_dtype(table[c])]
     align = ['right' if c in numeric else 'left' for c in shown]
@@ -130,7 +133,8 @@ def save_table(
         with paths.whole(stem.with_suffix(suffix)) as part: part.write_text(text)
     return [stem.with_suffix(s) for s in texts]
 
-ESCAPES = str.maketrans({'&': r'\&', '%': r'\%', '_': r'\_', '#': r'\#', '~': r'$\sim$', '✓': r'$\checkmark$', '✗': r'$\times$', '±': r'$\pm$'})
+ESCAPES = str.maketrans({'&': r'\&', '%': r'\%', '_': r'\_', '#': r'\#',
+                         '~': r'$\sim$', '✓': r'$\checkmark$', '✗': r'$\times$', '±': r'$\pm$'})
 
 def _latex(shown, name, caption, columns):
     escape = lambda s: str(s).translate(ESCAPES)

@@ -36,7 +36,7 @@ def run_id(
     digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:8]
     return f'{paths.cell_name(cell.backbone, cell.dataset, cell.seed)}-{digest}'
 
-# %% ../nbs/60_runs.ipynb #376040ed
+# %% ../nbs/60_runs.ipynb #e77526fb
 def execute(
     cell: Cell,
     out: str | Path | None = None,  # folder for the results; `work/<run id>` when not given
@@ -61,9 +61,10 @@ def execute(
     return {'run_id': run, 'out': out, 'history': history, 'metrics': found}
 
 def _names(cell):
-    with open(paths.packed(cell.profile, cell.dataset)/'ids.csv', newline='') as f: return np.array([row['name'] for row in csv.DictReader(f)])
+    with open(paths.packed(cell.profile, cell.dataset)/'ids.csv', newline='') as f:
+        return np.array([row['name'] for row in csv.DictReader(f)])
 
-# %% ../nbs/60_runs.ipynb #2d522632
+# %% ../nbs/60_runs.ipynb #f627741f
 def _write(out, cell, run, history, kept, found, card, seconds):
     name = paths.cell_name(cell.backbone, cell.dataset, cell.seed)
     cells, runs = out/'cells'/name, out/'runs'/name
@@ -83,5 +84,7 @@ def environment() -> dict:  # commit, dirty, date, device_name, versions
         try: return subprocess.run(['git', *args], cwd=paths.root(), capture_output=True, text=True, check=True).stdout.strip()
         except (OSError, subprocess.CalledProcessError, InputError): return None
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
-    return {'commit': git('rev-parse', 'HEAD'), 'dirty': bool(git('status', '--porcelain')), 'date': datetime.now(UTC).isoformat(timespec='seconds'),
-            'device_name': device, 'python': platform.python_version(), 'versions': {p: version(p) for p in ('torch', 'torchvision', 'timm', 'numpy')}}
+    return {'commit': git('rev-parse', 'HEAD'), 'dirty': bool(git('status', '--porcelain')),
+            'date': datetime.now(UTC).isoformat(timespec='seconds'),
+            'device_name': device, 'python': platform.python_version(),
+            'versions': {p: version(p) for p in ('torch', 'torchvision', 'timm', 'numpy')}}

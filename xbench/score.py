@@ -30,7 +30,7 @@ def measured(
     own.loc[tied] = fixed.loc[tied, ['low', 'high']].astype(float)
     return xscore(acc, lam, own), f'{", ".join(tied)}: all tie, fixed anchors used' if len(tied) else ''
 
-# %% ../nbs/63_score.ipynb #1e0e2e81
+# %% ../nbs/63_score.ipynb #8a413c90
 PROTOCOL = ('imagenette160', 'cifar100', 'ham10000', 'stanford_dogs')  # the four datasets of `cross_dataset`, section 4.1
 
 def read_csv(
@@ -39,7 +39,8 @@ def read_csv(
     "Read accuracies. Raises `InputError` that names file and cell."
     try: acc = pd.read_csv(path, index_col=0)
     except FileNotFoundError: raise InputError(f'{path}: no such file') from None
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as e: raise InputError(f'{path}: not a CSV table ({e})') from None
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as e:
+        raise InputError(f'{path}: not a CSV table ({e})') from None
     acc.index, acc.columns = acc.index.astype(str).str.strip(), acc.columns.astype(str).str.strip()
     try: return check(acc)
     except InputError as e: raise InputError(f'{path}: {e}') from None

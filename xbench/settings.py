@@ -75,7 +75,7 @@ class Settings(_Block):
     backbone: dict[Slug, Backbone]
     dataset: dict[Slug, Overrides]
 
-# %% ../nbs/11_settings.ipynb #3e28b380
+# %% ../nbs/11_settings.ipynb #34348516
 PROFILES = ('demo', 'lite', 'full')
 
 def load(
@@ -86,7 +86,8 @@ def load(
     try: raw = yaml.safe_load(path.read_text())
     except FileNotFoundError: raise InputError(f'{path}: no such file') from None
     except yaml.YAMLError as e: raise InputError(f'{path.name}: not valid YAML: {e}') from None
-    if not isinstance(raw, dict): raise InputError(f'{path.name}: empty; it needs the blocks {", ".join((*PROFILES, "recipe", "backbone", "dataset"))}')
+    if not isinstance(raw, dict):
+        raise InputError(f'{path.name}: empty; it needs the blocks {", ".join((*PROFILES, "recipe", "backbone", "dataset"))}')
     return parse(raw, path.name)
 
 def parse(
@@ -123,7 +124,7 @@ def _cross_check(settings, key, profile, name):
         if d not in settings.dataset: raise unknown('dataset', d, settings.dataset, f'{where}.datasets')
         for b in profile.backbones: resolve(settings, key, b, d)
 
-# %% ../nbs/11_settings.ipynb #5e2efa44
+# %% ../nbs/11_settings.ipynb #0d151779
 @dataclass(frozen=True)
 class Cell:
     "Everything that decides the result of one training run, but for code and pixels."
@@ -153,7 +154,7 @@ def resolve(
     name = recipe or p.recipe
     if name not in settings.recipe: raise unknown('recipe', name, settings.recipe, 'params.yaml')
     if backbone not in settings.backbone: raise unknown('backbone', backbone, settings.backbone, 'params.yaml: backbone')
-    slug, path = _dataset(p, dataset)
+    slug, path = _dataset(p, dataset, settings.dataset)
     merged = settings.recipe[name].model_dump()
     for block in (p.train, settings.backbone[backbone], settings.dataset.get(slug, Overrides())):
         merged |= block.model_dump(include=set(Recipe.model_fields), exclude_none=True)
@@ -164,9 +165,10 @@ def resolve(
     block = settings.backbone[backbone]
     return Cell(profile, name, Recipe(**merged), backbone, block.options, block.module, slug, path, seed, p.images, p.threads)
 
-def _dataset(profile, dataset):
-    "Slug and path of a dataset that is named by slug or by path."
+def _dataset(profile, dataset, known):
+    "Slug and path of a dataset that is named by slug or by path; images of your own never take a slug of the study."
     if dataset in profile.datasets: return dataset, profile.datasets[dataset]
     if not re.search(r'[/.]', dataset): raise unknown('dataset', dataset, profile.datasets, 'params.yaml')
     stem = re.sub(r'(\.tar)?(\.\w+)?$', '', Path(dataset).name) or 'images'
-    return re.sub(r'[^a-z0-9_]+', '_', stem.lower()), dataset
+    slug = re.sub(r'[^a-z0-9_]+', '_', stem.lower())
+    return f'own_{slug}' if slug in known else slug, dataset

@@ -93,7 +93,7 @@ def load_checkpoint(
     opt.load_state_dict(state['optimizer'])
     return state['history']
 
-# %% ../nbs/51_train.ipynb #bfcb0c4c
+# %% ../nbs/51_train.ipynb #c20c27f9
 def fit(
     model: nn.Module,  # fresh, with as many outputs as the data has classes
     data: Packed,
@@ -112,12 +112,14 @@ def fit(
     opt = optimizer(model.parameters(), recipe)
     history = load_checkpoint(checkpoint, run, model, opt) if checkpoint else []
     seen = len(at['train'])//min(recipe.batch, len(at['train']))*min(recipe.batch, len(at['train']))
-    with tqdm(total=recipe.epochs*seen, initial=len(history)*seen, desc=run, unit='img', disable=not progress, file=sys.stderr, mininterval=1) as bar:
+    with tqdm(total=recipe.epochs*seen, initial=len(history)*seen, desc=run, unit='img',
+              disable=not progress, file=sys.stderr, mininterval=1) as bar:
         for epoch in range(len(history), recipe.epochs if epochs is None else epochs):
             seed_epoch(seed, epoch)
             loss, lr = train_epoch(model, opt, data.images, data.labels, at['train'], augment, recipe, epoch, bar)
             if not np.isfinite(loss): raise InputError(f'{run}: the loss is {loss} in epoch {epoch + 1}; lower its lr in params.yaml')
-            history.append({'epoch': epoch + 1, 'lr': round(lr, 8), 'train_loss': round(loss, 5), **_validate(model, data, at['val'], augment)})
+            history.append({'epoch': epoch + 1, 'lr': round(lr, 8), 'train_loss': round(loss, 5),
+                            **_validate(model, data, at['val'], augment)})
             bar.set_postfix(loss=f'{loss:.3f}', val=f"{history[-1]['val_top1']:.1f} %")
             if checkpoint: save_checkpoint(checkpoint, run, model, opt, history)
     if len(history) < recipe.epochs: return history, None

@@ -42,7 +42,7 @@ def starnet(num_classes: int):
     import timm
     return _default_init(timm.create_model('starnet_s1', num_classes=num_classes), linear=False)
 
-# %% ../../nbs/backbones/22_cross_dataset.ipynb #cafd01d3
+# %% ../../nbs/backbones/22_cross_dataset.ipynb #d884a0b7
 def _mbconv(stages, num_classes, **kwargs):
     from torchvision.models.efficientnet import EfficientNet, MBConvConfig
     return EfficientNet([MBConvConfig(*s) for s in stages], num_classes=num_classes, **kwargs)
@@ -50,7 +50,8 @@ def _mbconv(stages, num_classes, **kwargs):
 @_backbone('inverted residual', 'EfficientNet')
 def efficientnet(num_classes: int):
     "EfficientNet of about 2 M parameters: B0 without its sixth stage."
-    stages = [(1, 3, 1, 32, 16, 1), (6, 3, 2, 16, 24, 2), (6, 5, 2, 24, 40, 2), (6, 3, 2, 40, 80, 3), (6, 5, 1, 80, 192, 3), (6, 3, 1, 192, 256, 1)]
+    stages = [(1, 3, 1, 32, 16, 1), (6, 3, 2, 16, 24, 2), (6, 5, 2, 24, 40, 2), (6, 3, 2, 40, 80, 3),
+              (6, 5, 1, 80, 192, 3), (6, 3, 1, 192, 256, 1)]
     return _mbconv(stages, num_classes, dropout=0.2, stochastic_depth_prob=0.2)
 
 # %% ../../nbs/backbones/22_cross_dataset.ipynb #5072f05c

@@ -1,0 +1,59 @@
+"""Time `make paper` in a fresh clone, part by part: install, pull, train cells, papermill's overhead, tables, and a run with nothing to do.
+
+    python benchmarks/pipeline.py [--no-install]
+
+Clones the committed state into a temporary folder. `--no-install` uses the packages of the Python that runs it.
+Takes as long as `make paper` on a fresh clone. Seconds are of this machine; what carries over are the ratios.
+"""
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def timed(*command, cwd, env):
+    """Seconds that a command took, and what it said."""
+    start = time.perf_counter()
+    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True)
+    if done.returncode: sys.exit(f'{command} failed:\n{done.stdout}\n{done.stderr}')
+    return time.perf_counter() - start, done.stdout + done.stderr
+
+
+def measure(install):
+    with tempfile.TemporaryDirectory(prefix='x bench ') as folder:
+        clone = Path(folder)/'fresh clone'
+        subprocess.run(['git', 'clone', '-q', ROOT, clone], check=True)
+        path = os.pathsep.join([f'{clone}/.venv/bin', str(Path(sys.executable).parent), os.environ['PATH']])
+        env = os.environ | {'DVC_NO_ANALYTICS': '1', 'PATH': path}
+        found = {'cores': os.cpu_count()}
+        if install: found['install_s'], _ = timed('make', '.venv/.complete', cwd=clone, env=env)
+        else: env['PYTHONPATH'] = str(clone)
+        found['pull_s'], _ = timed('dvc', 'pull', '-q', 'data.dvc', cwd=clone, env=env)
+        found['paper_s'], said = timed('python', '-m', 'xbench.pipeline', 'paper', 'demo', cwd=clone, env=env)
+        stage = {m[1]: float(m[2]) for m in re.finditer(r'\] (\S+) took ([\d.]+) s', said)}
+        cells = {n: s for n, s in stage.items() if n.startswith('train@')}
+        runs = [json.loads(p.read_text())['seconds'] for p in sorted((clone/'results/demo/runs').glob('*/run.json'))]
+        found |= {'stages': len(stage), 'cells': len(cells), 'train_cells_s': sum(cells.values()), 'cell_s': sum(cells.values())/len(cells),
+                  'training_a_cell_s': sum(runs)/len(runs), 'overhead_a_cell_s': (sum(cells.values()) - sum(runs))/len(cells),
+                  'tables_s': sum(s for n, s in stage.items() if n.startswith(('table', 'figure')))}
+        found['overhead_share'] = found['overhead_a_cell_s']/found['cell_s']
+        found['noop_repro_s'], said = timed('dvc', 'repro', cwd=clone, env=env)
+        assert 'Running stage' not in said, 'a second run ran something'
+        found['noop_paper_s'], _ = timed('python', '-m', 'xbench.pipeline', 'paper', 'demo', cwd=clone, env=env)
+        found['git_status'] = subprocess.run(['git', 'status', '--porcelain'], cwd=clone, capture_output=True, text=True).stdout.strip()
+    return {k: round(v, 2) if isinstance(v, float) else v for k, v in found.items()}
+
+
+if __name__ == '__main__':
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser.add_argument('--no-install', action='store_true', help='use the packages of this Python')
+    result = measure(not parser.parse_args().no_install)
+    print(json.dumps(result, indent=1))
+    (ROOT/'benchmarks'/'results'/'pipeline.json').write_text(json.dumps(result, indent=1) + '\n')

@@ -1,0 +1,68 @@
+"""Scenarios run in copies of the checkout, in a path with a space, as a user would run them."""
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+
+
+class Checkout:
+    """A copy of the working tree as a git repository of its own, with the embedded images pulled."""
+
+    def __init__(self, path):
+        self.path = Path(path)
+        self.env = {k: v for k, v in os.environ.items() if k not in ('XBENCH_ROOT', 'PYTHONPATH', 'MAKEFLAGS', 'MAKELEVEL')}
+        self.env['PATH'] = f'{Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}'
+        self.env |= {'PYTHONPATH': str(self.path), 'DVC_NO_ANALYTICS': '1'}
+        found = subprocess.run(['git', 'ls-files', '-co', '--exclude-standard', '-z'], cwd=ROOT, capture_output=True, text=True, check=True)
+        for name in filter(None, found.stdout.split('\0')):
+            if (ROOT/name).is_file():
+                (self.path/name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(ROOT/name, self.path/name)
+        for args in (('init', '-q'), ('config', 'user.name', 'test'), ('config', 'user.email', 'test@example.com')):
+            self.run('git', *args)
+        self.commit()
+        self.run('dvc', 'pull', '-q', 'data.dvc')
+
+    def run(self, *command, code=0, cwd=None, timeout=600):
+        """Run a command here; its exit code must be `code` (None: any)."""
+        done = subprocess.run([*map(str, command)], cwd=cwd or self.path, env=self.env, capture_output=True, text=True, timeout=timeout)
+        assert code is None or done.returncode == code, f'{command} exited {done.returncode}, not {code}\n{done.stdout}\n{done.stderr}'
+        return done
+
+    def commit(self):
+        self.run('git', 'add', '-A')
+        self.run('git', 'commit', '-qm', 'test', '--allow-empty')
+
+    def settings(self, **changes):
+        """Change settings by dotted key, as a user edits params.yaml."""
+        file = self.path/'params.yaml'
+        raw = yaml.safe_load(file.read_text())
+        for key, value in changes.items():
+            *parents, last = key.split('__')
+            block = raw
+            for p in parents: block = block[p]
+            block[last] = value
+        file.write_text(yaml.safe_dump(raw, sort_keys=False))
+
+    def repro(self):
+        """`dvc repro`; the names of the stages that ran."""
+        out = self.run('dvc', 'repro').stdout
+        return {line.split("'")[1] for line in out.splitlines() if line.startswith('Running stage')}
+
+
+@pytest.fixture(scope='session')
+def small(tmp_path_factory):
+    """A pipeline of two backbones and two datasets, small enough to run in about a minute."""
+    checkout = Checkout(tmp_path_factory.mktemp('a path')/'x bench')
+    checkout.settings(
+        demo__backbones=['convnext', 'shufflenet'], demo__proxy='tissue', demo__images={'size': 32, 'train': 96, 'test': 48},
+        demo__datasets={'digits': 'data/digits.tar.xz', 'tissue': 'data/tissue.tar.xz'},
+        demo__train={'epochs': 2, 'warmup_epochs': 1, 'batch': 16})
+    checkout.commit()
+    return checkout

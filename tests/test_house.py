@@ -1,0 +1,134 @@
+"""The house is in order: notebooks, package, README and pipelines are in step."""
+import ast
+import importlib
+import inspect
+import json
+import pkgutil
+import shutil
+import subprocess
+import sys
+
+import pytest
+import yaml
+from conftest import ROOT
+
+import xbench
+from xbench import pipeline
+
+MODULES = sorted(m.name for m in pkgutil.walk_packages(xbench.__path__, 'xbench.') if not m.name.endswith('._modidx'))
+# what each line of the design may import: lines above it, never below
+LINES = [['errors', 'paths'], ['xscore'], ['settings', 'published'], ['backbones', 'elements', 'cost'], ['data', 'augment'],
+         ['recipes', 'train', 'evaluate'], ['baseline', 'runs', 'results', 'figures', 'score'], ['pipeline', 'cli']]
+LEVEL = {name: i for i, line in enumerate(LINES) for name in line}
+
+
+def notebooks():
+    return sorted(p for p in (ROOT/'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts)
+
+
+@pytest.mark.parametrize('name', MODULES)
+def test_every_module_is_exported_from_a_notebook(name):
+    file = ROOT.joinpath(*name.split('.')).with_suffix('.py')
+    if not file.exists(): file = ROOT.joinpath(*name.split('.'))/'__init__.py'
+    text = file.read_text()
+    if file.name == '__init__.py':
+        assert not [n for n in ast.parse(text).body if isinstance(n, ast.FunctionDef | ast.ClassDef)], 'code without a notebook'
+        return
+    source = next(line for line in text.splitlines() if 'File to edit:' in line).split('File to edit: ')[1].rstrip('.')
+    assert (file.parent/source).resolve().is_file(), f'{name}: its notebook {source} is not there'
+
+
+@pytest.mark.parametrize('name', [m for m in MODULES if m != 'xbench.backbones'])
+def test_public_names_have_docstrings(name):
+    module = importlib.import_module(name)
+    assert module.__doc__
+    for public in module.__all__:
+        thing = getattr(module, public)
+        if inspect.isfunction(thing) or inspect.isclass(thing): assert inspect.getdoc(thing), f'{name}.{public} has no docstring'
+
+
+@pytest.mark.parametrize('name', [m for m in MODULES if m != 'xbench.backbones'])
+def test_imports_go_one_way(name):
+    room = name.split('.')[1]
+    for node in ast.walk(ast.parse(ROOT.joinpath(*name.split('.')).with_suffix('.py').read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            other = (node.module or node.names[0].name).split('.')[0]
+            if other in LEVEL and not (room == 'backbones' and other in ('core', 'backbones')):
+                assert LEVEL[other] <= LEVEL[room], f'{name} imports {other}, which lies below it'
+
+
+def test_package_and_notebooks_are_in_step_and_clean(tmp_path):
+    for name in ('nbs', 'xbench'):
+        shutil.copytree(ROOT/name, tmp_path/name, ignore=shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints'))
+    for name in ('settings.ini', 'pyproject.toml'): shutil.copy(ROOT/name, tmp_path/name)
+    for command in ('nbdev_export', 'nbdev_clean'): subprocess.run([command], cwd=tmp_path, check=True, capture_output=True)
+    for folder in ('nbs', 'xbench'):
+        for made in (tmp_path/folder).rglob('*.*'):
+            if made.suffix in ('.py', '.ipynb') and '__pycache__' not in made.parts:
+                name = made.relative_to(tmp_path)
+                assert made.read_bytes() == (ROOT/name).read_bytes(), f'{name}: run `make notebooks`'
+
+
+@pytest.mark.parametrize('path', notebooks(), ids=lambda p: p.stem)
+def test_notebooks_keep_to_the_dialect(path):
+    cells = json.loads(path.read_text())['cells']
+    first = ''.join(cells[0]['source'])
+    assert first.startswith('# ') and '\n> ' in first, 'the first cell is the title and a one-line > subtitle'
+    prose = '\n'.join(''.join(c['source']) for c in cells if c['cell_type'] == 'markdown')
+    for banned in (':::', '{{<', '```{', '<div', '<img', '<br'): assert banned not in prose
+    if 'studies' in path.parts:
+        assert [c for c in cells if 'parameters' in c['metadata'].get('tags', [])], 'a study notebook has a cell tagged parameters'
+        assert not any(c.get('outputs') for c in cells), 'study notebooks are kept without outputs'
+        assert not any('#| export' in ''.join(c['source']) for c in cells)
+
+
+def test_saved_outputs_hold_no_machine(tmp_path):
+    for path in notebooks():
+        outputs = json.dumps([c.get('outputs') for c in json.loads(path.read_text())['cells']])
+        for word in (str(ROOT), '/tmp/', 'site-packages', 'Warning', 'stderr', 'it/s]'):
+            assert word not in outputs, f'{path.name}: {word} in an output'
+    assert sum(p.stat().st_size for p in notebooks() if 'studies' not in p.parts) < 2e6
+
+
+def test_readme_is_the_index_notebook(tmp_path):
+    nb = json.loads((ROOT/'nbs'/'index.ipynb').read_text())
+    assert pipeline.readme(nb) == (ROOT/'README.md').read_text(), 'README.md is out of step: run `make notebooks`'
+    pipeline.run(ROOT/'nbs'/'index.ipynb', tmp_path/'index.ipynb', ROOT/'nbs')
+    again = json.loads((tmp_path/'index.ipynb').read_text())
+    kept = [c.get('outputs') for c in nb['cells']]
+    assert [c.get('outputs') for c in again['cells']] == kept, "the index's outputs are not what its code gives: run `make notebooks`"
+
+
+def test_readme_links_lead_somewhere():
+    import re
+    for link in re.findall(r'\]\((?!https?:|#)([^)#]+)\)', (ROOT/'README.md').read_text()): assert (ROOT/link).exists(), link
+
+
+@pytest.mark.parametrize('profile', ['lite', 'full'])
+def test_other_profiles_are_derived_from_the_root_pipeline(profile):
+    assert pipeline.pipeline_file(profile).read_text() == pipeline.derive((ROOT/'dvc.yaml').read_text(), profile), 'run `make notebooks`'
+
+
+def test_settings_file_stays_small():
+    assert (ROOT/'params.yaml').stat().st_size < 8000, 'DVC reads params.yaml once a stage'
+
+
+def test_training_cells_depend_on_what_they_import():
+    """A module that training uses and the pipeline does not name would change results unnoticed."""
+    code = ('import sys, xbench.runs, xbench.backbones.core as c; c.create("mobilevit", 2); '
+            'print(*(m for m in sys.modules if m.startswith("xbench.")))')
+    found = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.split()
+    stage = yaml.safe_load((ROOT/'dvc.yaml').read_text())['stages']['train']
+    named = {d.removesuffix('.py').replace('/', '.') for d in stage['deps'] if d.startswith('xbench/')}
+    plumbing = {'xbench.paths', 'xbench.errors', 'xbench.settings', 'xbench.backbones'}    # they decide where and whether, not what
+    assert set(found) - plumbing == named
+
+
+@pytest.mark.parametrize('module', ['', '.settings', '.xscore', '.published', '.backbones.cross_dataset', '.data', '.cli'])
+def test_importing_it_does_not_import_torch(module):
+    code = f'import sys, xbench{module}; sys.exit("torch" in sys.modules)'
+    assert subprocess.run([sys.executable, '-c', code]).returncode == 0
+
+
+def test_xscore_needs_no_scipy():
+    assert subprocess.run([sys.executable, '-c', 'import sys, xbench.xscore; sys.exit("scipy" in sys.modules)']).returncode == 0

@@ -1,0 +1,124 @@
+"""One small pipeline from images to paper, changed the way people change things. The tests share it and run in this order."""
+import json
+
+import pandas as pd
+import pytest
+from conftest import ROOT
+
+TABLES = {f'table@table{n}' for n in range(1, 6)}
+MEASURED = {'collect', 'table@table3', 'table@table4', 'figure@figure1'}
+CELLS = {f'train@{b}-{d}-0' for b in ('convnext', 'shufflenet') for d in ('digits', 'tissue')}
+NBCODE = {f'nbcode@{n}' for n in ('train', 'cross_dataset/figure1', *(f'cross_dataset/table{i}' for i in range(1, 6)))}
+ALL = (NBCODE | CELLS | TABLES | MEASURED | {f'{kind}@{d}' for kind in ('prepare', 'baseline') for d in ('digits', 'tissue')}
+       | {'cost@convnext', 'cost@shufflenet'})
+
+
+def ran(done):
+    return {line.split('] ')[1].split(' took')[0] for line in done.stderr.splitlines() if ' took ' in line}
+
+
+def outputs(checkout):
+    return {p.relative_to(checkout.path).as_posix(): p.read_bytes() for folder in ('results/demo', 'paper/demo')
+            for p in (checkout.path/folder).rglob('*.*') if p.is_file() and p.name != 'run.json'}
+
+
+def test_at_first_everything_runs(small):
+    done = small.run('python', '-m', 'xbench.pipeline', 'paper', 'demo')
+    assert ran(done) == ALL
+    assert f'{len(ALL)} of {len(ALL)} stages ran' in done.stderr and ' left' in done.stderr
+    small.commit()
+
+
+def test_then_nothing_runs(small):
+    assert small.repro() == set()
+    done = small.run('python', '-m', 'xbench.pipeline', 'paper', 'demo')
+    assert ran(done) == set() and 'nothing to run' in done.stderr
+    assert small.run('git', 'status', '--porcelain').stdout == ''
+
+
+def test_the_paper_is_complete(small):
+    made = {p.relative_to(small.path/'paper'/'demo').as_posix() for p in (small.path/'paper'/'demo').rglob('*.*') if p.is_file()}
+    tables = {f'tables/cross_dataset_table{n}.{kind}' for n in range(1, 6) for kind in ('csv', 'md', 'tex')}
+    books = {f'notebooks/cross_dataset_{n}.ipynb' for n in ('figure1', *(f'table{i}' for i in range(1, 6)))}
+    assert made == tables | books | {'figures/cross_dataset_figure1.svg', 'figures/cross_dataset_figure1.png'}
+
+
+def test_tables_hold_what_was_measured(small):
+    tidy = pd.read_csv(small.path/'results/demo/cross_dataset.csv')
+    assert len(tidy[(tidy.split == 'test') & (tidy.metric == 'top1')]) == 4 and tidy.n.dropna().eq(48).all()
+    table = pd.read_csv(small.path/'paper/demo/tables/cross_dataset_table3.csv', index_col=0)
+    cell = json.loads((small.path/'results/demo/cells/convnext-digits-s0/metrics.json').read_text())
+    assert table.at['ConvNeXt', 'digits, demo'] == cell['top1'] and table.at['ConvNeXt', 'CIFAR-10, published'] == 91.97
+    linear = json.loads((small.path/'results/demo/baseline/digits.json').read_text())
+    assert table.at['linear classifier on pixels', 'digits, demo'] == linear['top1']
+
+
+def test_results_do_not_name_this_machine(small):
+    for name, content in outputs(small).items():
+        assert str(small.path).encode() not in content and str(ROOT).encode() not in content, name
+
+
+def test_running_again_changes_no_byte(small):
+    before, lock = outputs(small), (small.path/'dvc.lock').read_bytes()
+    small.run('dvc', 'repro', '-f', '-s', 'train@convnext-digits-0', 'collect', 'table@table3', 'figure@figure1')
+    assert outputs(small) == before and (small.path/'dvc.lock').read_bytes() == lock
+
+
+def test_a_sentence_of_the_training_notebook_reruns_no_cell(small):
+    path = small.path/'nbs'/'studies'/'train.ipynb'
+    nb = json.loads(path.read_text())
+    prose = next(c for c in nb['cells'] if c['cell_type'] == 'markdown')
+    prose['source'] = [*prose['source'], '\n\nOne more sentence.']
+    path.write_text(json.dumps(nb, indent=1))
+    assert small.repro() == {'nbcode@train'}
+    small.commit()
+
+
+def test_one_backbones_setting_reruns_its_cells_and_the_tables(small):
+    small.settings(backbone__convnext={'lr': 0.002, 'options': {}})
+    assert small.repro() == {'train@convnext-digits-0', 'train@convnext-tissue-0'} | MEASURED
+    small.commit()
+
+
+def test_metrics_and_plots_show_something(small):
+    shown = small.run('dvc', 'metrics', 'show', '--json').stdout
+    files = json.loads(shown)['']['data']
+    assert len(files) == 4 and all('top1' in f['data'] for f in files.values())
+    small.run('dvc', 'plots', 'show')
+    page = (small.path/'dvc_plots'/'index.html').read_text()
+    assert 'val_top1' in page and 'shufflenet' in page and 'facet' in page
+    assert list((small.path/'dvc_plots'/'static').glob('*.png'))
+
+
+def test_an_experiment_with_another_setting(small):
+    small.run('dvc', 'exp', 'run', '-S', 'demo.train.epochs=3', '-s', *sorted(CELLS), 'collect')
+    tidy = pd.read_csv(small.path/'results/demo/cross_dataset.csv')
+    assert (tidy.epochs == 3).all() and '3' in small.run('dvc', 'exp', 'show', '--csv').stdout
+
+
+def test_a_backbone_of_ones_own_takes_ten_lines(small):
+    small.run('git', 'checkout', '-q', '.')
+    (small.path/'my_backbones.py').write_text('''from torch import nn
+from xbench.backbones.core import register
+
+@register(family='own')
+def mynet(num_classes):
+    "Two convolutions."
+    return nn.Sequential(nn.Conv2d(3, 16, 3, 2, 1), nn.ReLU(), nn.Conv2d(16, 32, 3, 2, 1), nn.ReLU(),
+                         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, num_classes))
+''')
+    small.settings(backbone__mynet={'module': 'my_backbones', 'options': {}}, demo__backbones=['convnext', 'shufflenet', 'mynet'])
+    done = ran(small.run('python', '-m', 'xbench.pipeline', 'paper', 'demo'))
+    new = {'cost@mynet', 'train@mynet-digits-0', 'train@mynet-tissue-0'}
+    assert {n for n in done if n.split('@')[0] in ('train', 'cost')} - CELLS == new
+    assert not done & CELLS - {n for n in CELLS if 'convnext' in n}, 'adding a backbone ran another one again'
+    assert 'mynet' in (small.path/'paper/demo/tables/cross_dataset_table3.md').read_text()
+
+
+@pytest.mark.slow
+def test_a_fresh_clone_makes_the_paper_twice(tmp_path):
+    """The README's commands, in a clone without .venv, in a path with a space."""
+    from conftest import Checkout
+    checkout = Checkout(tmp_path/'fresh clone')
+    checkout.run('make', 'paper', timeout=3000)
+    assert ran(checkout.run('make', 'paper')) == set()
