@@ -18,7 +18,7 @@ from xbench import pipeline
 MODULES = sorted(m.name for m in pkgutil.walk_packages(xbench.__path__, 'xbench.') if not m.name.endswith('._modidx'))
 # what each line of the design may import: lines above it, never below
 LINES = [['errors', 'paths'], ['xscore'], ['settings', 'published'], ['backbones', 'elements', 'cost'], ['data', 'augment'],
-         ['recipes', 'train', 'evaluate'], ['baseline', 'runs', 'results', 'figures', 'score'], ['pipeline', 'cli']]
+         ['recipes', 'train', 'evaluate'], ['baseline', 'runs', 'results', 'figures', 'score'], ['warm', 'pipeline', 'cli']]
 LEVEL = {name: i for i, line in enumerate(LINES) for name in line}
 
 
@@ -118,8 +118,10 @@ def test_training_cells_depend_on_what_they_import():
     code = ('import sys, xbench.runs, xbench.backbones.core as c; c.create("mobilevit", 2); '
             'print(*(m for m in sys.modules if m.startswith("xbench.")))')
     found = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.split()
-    stage = yaml.safe_load((ROOT/'dvc.yaml').read_text())['stages']['train']
-    named = {d.removesuffix('.py').replace('/', '.') for d in stage['deps'] if d.startswith('xbench/')}
+    stages = yaml.safe_load((ROOT/'dvc.yaml').read_text())['stages']
+    assert 'build/demo/train.code' in stages['code']['outs'] and 'build/demo/train.code' in stages['train']['deps']
+    assert [w for w in stages['code']['cmd'].split() if w.startswith('xbench/')] == stages['code']['deps']
+    named = {d.removesuffix('.py').replace('/', '.') for d in stages['code']['deps']}
     plumbing = {'xbench.paths', 'xbench.errors', 'xbench.settings', 'xbench.backbones'}    # they decide where and whether, not what
     assert set(found) - plumbing == named
 

@@ -10,7 +10,7 @@ MEASURED = {'collect', 'table@table3', 'table@table4', 'figure@figure1'}
 CELLS = {f'train@{b}-{d}-0' for b in ('convnext', 'shufflenet') for d in ('digits', 'tissue')}
 NBCODE = {f'nbcode@{n}' for n in ('train', 'cross_dataset/figure1', *(f'cross_dataset/table{i}' for i in range(1, 6)))}
 ALL = (NBCODE | CELLS | TABLES | MEASURED | {f'{kind}@{d}' for kind in ('prepare', 'baseline') for d in ('digits', 'tissue')}
-       | {'cost@convnext', 'cost@shufflenet'})
+       | {'code', 'cost@convnext', 'cost@shufflenet'})
 
 
 def ran(done):
@@ -72,6 +72,15 @@ def test_a_sentence_of_the_training_notebook_reruns_no_cell(small):
     path.write_text(json.dumps(nb, indent=1))
     assert small.repro() == {'nbcode@train'}
     small.commit()
+
+
+def test_a_docstring_of_the_training_code_reruns_no_cell(small):
+    path = small.path/'xbench'/'train.py'
+    text = path.read_text()
+    path.write_text(text.replace('"One pass over the training images', '"One pass, in other words, over the training images'))
+    assert path.read_text() != text and small.repro() == {'code'}
+    small.run('git', 'checkout', '-q', '.')
+    small.run('dvc', 'repro', '-q')
 
 
 def test_one_backbones_setting_reruns_its_cells_and_the_tables(small):
