@@ -21,11 +21,12 @@ from pathlib import Path
 
 VARIABLE = 'XBENCH_WARM'  # environment variable that names the socket of the warm process
 
-# %% ../nbs/69_warm.ipynb #c338c78f
+# %% ../nbs/69_warm.ipynb #51816ad9
 def serve(
     address: str,  # path of the socket to make
 ) -> None:
     "Import the heavy packages, then fork a kernel for every connection, until killed."
+    os.environ['MPLBACKEND'] = 'module://matplotlib_inline.backend_inline'    # read at import; as in any kernel
     import ipykernel.kernelapp  # noqa: F401
     import matplotlib.pyplot  # noqa: F401
     import pandas  # noqa: F401
