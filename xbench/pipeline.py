@@ -208,7 +208,7 @@ def check(
         core.entry(backbone)
     for path in settings.profiles[profile].datasets.values(): data.open_source(paths.source(path))
 
-# %% ../nbs/70_pipeline.ipynb #262357d5
+# %% ../nbs/70_pipeline.ipynb #4d04d56b
 # seconds of a stage, two side by side on two cores; only until one of its kind has run
 SECONDS = {'nbcode': 1, 'code': 1, 'prepare': 3, 'cost': 8, 'train': 17, 'baseline': 8, 'collect': 3, 'table': 5, 'figure': 6}
 
@@ -232,10 +232,11 @@ def paper(
     check(settings, profile)
     jobs = jobs or max(1, (os.cpu_count() or 1)//settings.profiles[profile].threads)
     stages = _dvc('stage', 'list', '--name-only', str(pipeline_file(profile).relative_to(paths.root()))).split()
-    report, ran = Report(stages, jobs), 0
+    report, ran, stale = Report(stages, jobs), 0, _stale(str(pipeline_file(profile)))
     for wave in waves(stages):
-        todo = list(json.loads(_dvc('status', '--json', *wave) or '{}'))
-        report.skip(set(wave) - set(todo))
+        if ran and not stale.issuperset(wave): stale |= _stale(*wave)    # what has just run may have changed their inputs
+        todo = [s for s in wave if s in stale]
+        report.skip(set(wave) - stale)
         many = sum(kind(s) in ('train', 'table', 'figure') for s in todo) > 3
         units = [[s for s in todo if kind(s) in QUICK], *([s] for s in todo if kind(s) not in QUICK)]
         with warm.process() if many else nullcontext({}) as env, ThreadPoolExecutor(jobs) as pool:
@@ -247,6 +248,8 @@ def paper(
         ran += len(todo)
     report.end(ran, paths.paper(profile).relative_to(paths.root()))
     return ran
+
+def _stale(*targets): return set(json.loads(_dvc('status', '--json', *targets) or '{}'))
 
 def _dvc(*args):
     done = subprocess.run(['dvc', *args], cwd=paths.root(), capture_output=True, text=True)

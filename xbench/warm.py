@@ -21,7 +21,7 @@ from pathlib import Path
 
 VARIABLE = 'XBENCH_WARM'  # environment variable that names the socket of the warm process
 
-# %% ../nbs/69_warm.ipynb #51816ad9
+# %% ../nbs/69_warm.ipynb #55380c76
 def serve(
     address: str,  # path of the socket to make
 ) -> None:
@@ -29,7 +29,6 @@ def serve(
     os.environ['MPLBACKEND'] = 'module://matplotlib_inline.backend_inline'    # read at import; as in any kernel
     import ipykernel.kernelapp  # noqa: F401
     import matplotlib.pyplot  # noqa: F401
-    import pandas  # noqa: F401
     import timm  # noqa: F401
     import torch._dynamo  # noqa: F401
     import torchvision  # noqa: F401
