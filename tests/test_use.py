@@ -5,6 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from conftest import ROOT
 
+pytestmark = pytest.mark.xdist_group('small')
+
 FOLDER = ROOT/'nbs'/'studies'
 STUDIES = sorted(p.relative_to(FOLDER).as_posix() for p in FOLDER.rglob('*.ipynb') if 'checkpoint' not in p.name)
 

@@ -176,18 +176,17 @@ def collect(profile: str) -> None:
     from xbench import results
     results.collect(load(), profile)
 
-# %% ../nbs/70_pipeline.ipynb #bcbb092c
+# %% ../nbs/70_pipeline.ipynb #732a2af8
 def derive(
     text: str,  # the root's dvc.yaml
     profile: str,  # lite or full
 ) -> str:
     "The `dvc.yaml` of another profile, to stand in `pipelines/<profile>/`."
-    body = re.sub(r'\bdemo\b', profile, text[text.index('stages:'):])
+    body = re.sub(r'\bdemo\b', profile, text[text.index('stages:'):text.index('plots:')])
     body = re.sub(r'^(\s+)#: ', r'\1', body, flags=re.M)
     body = re.sub(r'^( +)cmd:', r'\1wdir: ../..\n\1cmd:', body, flags=re.M)
-    stages, plots = body.split('plots:\n')
-    plots = re.sub(r'^  - ', '  - ../../', plots, flags=re.M)
-    return f"# Derived from the root's dvc.yaml by `make notebooks`; edit that one.\nvars: [../../params.yaml]\n{stages}plots:\n{plots}"
+    body = body.replace('    metrics:\n', '')    # outputs like others, for `dvc metrics show` complains of those that are not there
+    return f"# Derived from the root's dvc.yaml by `make notebooks`; edit that one.\nvars: [../../params.yaml]\n{body.rstrip()}\n"
 
 def pipeline_file(profile: str) -> Path:
     "The `dvc.yaml` of a profile."
@@ -267,7 +266,7 @@ def _stages(names, report, env):
         raise RuntimeError(f'stage {" ".join(names)} failed:\n{said}')
     for n in names: report.done(n)
 
-# %% ../nbs/70_pipeline.ipynb #2672193d
+# %% ../nbs/70_pipeline.ipynb #75a57e9d
 class Report:
     "One line a finished stage on standard error: how many, what, how long, how much is left."
     def __init__(self, stages: list[str], jobs: int = 1, clock=time.monotonic, file=None):
@@ -301,7 +300,7 @@ class Report:
 
     def end(self, ran: int, where: Path) -> None:
         "All is done."
-        did = f'{ran} of {self.total} stages ran in {self.clock() - self.t0:.0f} s'
+        did = f'{ran} of {self.total} stages brought up to date in {self.clock() - self.t0:.0f} s'
         if not ran: did = f'nothing to run, all {self.total} stages are up to date'
         self._say(f'{did}; the paper is in {where}/')
 
