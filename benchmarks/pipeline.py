@@ -1,6 +1,6 @@
-"""Time `make paper` in a fresh clone, part by part: install, pull, train cells, papermill's overhead, tables, and a run with nothing to do.
+"""Time the README's commands in a fresh clone: install, pull, train cells, papermill's overhead, tables, nothing to do, tests.
 
-    python benchmarks/pipeline.py [--no-install]
+    python benchmarks/pipeline.py [--no-install] [--no-test]
 
 Clones the committed state into a temporary folder. `--no-install` uses the packages of the Python that runs it.
 Takes as long as `make paper` on a fresh clone. Seconds are of this machine; what carries over are the ratios.
@@ -26,7 +26,7 @@ def timed(*command, cwd, env):
     return time.perf_counter() - start, done.stdout + done.stderr
 
 
-def measure(install):
+def measure(install, test):
     with tempfile.TemporaryDirectory(prefix='x bench ') as folder:
         clone = Path(folder)/'fresh clone'
         subprocess.run(['git', 'clone', '-q', ROOT, clone], check=True)
@@ -36,8 +36,8 @@ def measure(install):
         if install: found['install_s'], _ = timed('make', '.venv/.complete', cwd=clone, env=env)
         else: env['PYTHONPATH'] = str(clone)
         found['pull_s'], _ = timed('dvc', 'pull', '-q', 'data.dvc', cwd=clone, env=env)
-        found['paper_s'], said = timed('python', '-m', 'xbench.pipeline', 'paper', 'demo', cwd=clone, env=env)
-        stage = {m[1]: float(m[2]) for m in re.finditer(r'\] (\S+) took ([\d.]+) s', said)}
+        found['paper_s'], said_paper = timed('python', '-m', 'xbench.pipeline', 'paper', 'demo', cwd=clone, env=env)
+        stage = {m[1]: float(m[2]) for m in re.finditer(r'\] (\S+) took ([\d.]+) s', said_paper)}
         cells = {n: s for n, s in stage.items() if n.startswith('train@')}
         runs = [json.loads(p.read_text())['seconds'] for p in sorted((clone/'results/demo/runs').glob('*/run.json'))]
         found |= {'stages': len(stage), 'cells': len(cells), 'train_cells_s': sum(cells.values()), 'cell_s': sum(cells.values())/len(cells),
@@ -47,13 +47,20 @@ def measure(install):
         found['noop_repro_s'], said = timed('dvc', 'repro', cwd=clone, env=env)
         assert 'Running stage' not in said, 'a second run ran something'
         found['noop_paper_s'], _ = timed('python', '-m', 'xbench.pipeline', 'paper', 'demo', cwd=clone, env=env)
+        lines = said_paper.strip().splitlines()
+        found['output'] = [lines[len(lines)*3//4], lines[-1]]
         found['git_status'] = subprocess.run(['git', 'status', '--porcelain'], cwd=clone, capture_output=True, text=True).stdout.strip()
+        if test:
+            found['test_s'], said = timed('make', 'test', cwd=clone, env=env)
+            found['test_summary'] = re.sub(r' in .*', '', said.strip().splitlines()[-1])
     return {k: round(v, 2) if isinstance(v, float) else v for k, v in found.items()}
 
 
 if __name__ == '__main__':
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--no-install', action='store_true', help='use the packages of this Python')
-    result = measure(not parser.parse_args().no_install)
+    parser.add_argument('--no-test', action='store_true', help='leave `make test` out')
+    options = parser.parse_args()
+    result = measure(not options.no_install, not options.no_test)
     print(json.dumps(result, indent=1))
     (ROOT/'benchmarks'/'results'/'pipeline.json').write_text(json.dumps(result, indent=1) + '\n')

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError, c
 from . import paths
 from .errors import InputError, unknown
 
-# %% ../nbs/11_settings.ipynb #5cdc1272
+# %% ../nbs/11_settings.ipynb #dbdcf6b8
 class _Block(BaseModel):
     model_config = ConfigDict(extra='forbid', frozen=True)
 
@@ -36,6 +36,7 @@ class Recipe(_Block):
     jitter: Annotated[float, Field(ge=0, le=1)]  # strength of brightness, contrast and saturation jitter
     label_smoothing: Annotated[float, Field(ge=0, lt=1)]
     val: Annotated[float, Field(gt=0, le=0.5)]  # share of train that becomes the validation split
+    recalibrate: bool  # measure BatchNorm's statistics anew after the last epoch, for short runs
 
 # %% ../nbs/11_settings.ipynb #d3511795
 Overrides = create_model('Overrides', __base__=_Block,
