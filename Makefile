@@ -14,7 +14,7 @@ help: ## list the targets
 setup: .venv/.complete data ## .venv with the pinned packages, the embedded images
 
 .venv/.complete: requirements.txt pyproject.toml
-	@echo "xbench: installing the pinned packages into .venv (about a minute, 6 GB)"
+	@echo "xbench: installing the pinned packages into .venv"
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11) and "xbench: Python 3.11 or newer is needed; set PYTHON=/path/to/python3.11")'
 	@test -x .venv/bin/python || "$(PYTHON)" -m venv .venv
 	@.venv/bin/python -m pip install -q --disable-pip-version-check uv==$(UV)
@@ -29,7 +29,7 @@ data: data.dvc dvcstore | .venv/.complete
 paper: setup ## run what is not up to date and write paper/$(PROFILE)/; PROFILE=lite|full, JOBS=n
 	@python -m xbench.pipeline paper $(PROFILE) $(if $(JOBS),--jobs $(JOBS))
 
-test: setup ## notebooks and scenarios, about 5 minutes
+test: setup ## notebooks and scenarios, some minutes
 	@ruff check -q .
 	@nbdev_test --n_workers 2
 	@pytest -m "not slow"

@@ -1,6 +1,6 @@
-"""Time the README's commands in a fresh clone: install, pull, train cells, papermill's overhead, tables, nothing to do, tests.
+"""Time the README's commands in a fresh clone: install, pull, train cells, papermill's overhead, tables, and a run with nothing to do.
 
-    python benchmarks/pipeline.py [--no-install] [--no-test]
+    python benchmarks/pipeline.py [--no-install]
 
 Clones the committed state into a temporary folder. `--no-install` uses the packages of the Python that runs it.
 Takes as long as `make paper` on a fresh clone. Seconds are of this machine; what carries over are the ratios.
@@ -26,14 +26,16 @@ def timed(*command, cwd, env):
     return time.perf_counter() - start, done.stdout + done.stderr
 
 
-def measure(install, test):
+def measure(install):
     with tempfile.TemporaryDirectory(prefix='x bench ') as folder:
         clone = Path(folder)/'fresh clone'
         subprocess.run(['git', 'clone', '-q', ROOT, clone], check=True)
         path = os.pathsep.join([f'{clone}/.venv/bin', str(Path(sys.executable).parent), os.environ['PATH']])
         env = os.environ | {'DVC_NO_ANALYTICS': '1', 'PATH': path}
         found = {'cores': os.cpu_count()}
-        if install: found['install_s'], _ = timed('make', '.venv/.complete', cwd=clone, env=env)
+        if install:
+            found['install_s'], _ = timed('make', '.venv/.complete', cwd=clone, env=env)
+            found['venv_gb'] = sum(p.stat().st_size for p in (clone/'.venv').rglob('*') if p.is_file() and not p.is_symlink())/1e9
         else: env['PYTHONPATH'] = str(clone)
         found['pull_s'], _ = timed('dvc', 'pull', '-q', 'data.dvc', cwd=clone, env=env)
         found['paper_s'], said_paper = timed('python', '-m', 'xbench.pipeline', 'paper', 'demo', cwd=clone, env=env)
@@ -50,17 +52,12 @@ def measure(install, test):
         lines = said_paper.strip().splitlines()
         found['output'] = [lines[len(lines)*3//4], lines[-1]]
         found['git_status'] = subprocess.run(['git', 'status', '--porcelain'], cwd=clone, capture_output=True, text=True).stdout.strip()
-        if test:
-            found['test_s'], said = timed('make', 'test', cwd=clone, env=env)
-            found['test_summary'] = re.sub(r' in .*', '', said.strip().splitlines()[-1])
     return {k: round(v, 2) if isinstance(v, float) else v for k, v in found.items()}
 
 
 if __name__ == '__main__':
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--no-install', action='store_true', help='use the packages of this Python')
-    parser.add_argument('--no-test', action='store_true', help='leave `make test` out')
-    options = parser.parse_args()
-    result = measure(not options.no_install, not options.no_test)
+    result = measure(not parser.parse_args().no_install)
     print(json.dumps(result, indent=1))
     (ROOT/'benchmarks'/'results'/'pipeline.json').write_text(json.dumps(result, indent=1) + '\n')
