@@ -31,12 +31,10 @@ paper: setup ## run what is not up to date and write paper/$(PROFILE)/; PROFILE=
 
 test: setup ## notebooks and scenarios, some minutes
 	@ruff check -q .
-	@nbdev_test --n_workers 2
 	@pytest -m "not slow"
 
 test-all: setup ## all of `test`, and what takes longer
 	@ruff check -q .
-	@nbdev_test --n_workers 2
 	@pytest
 
 bench: setup ## speed of the pipeline and of xScore; writes benchmarks/results/

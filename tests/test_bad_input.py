@@ -7,7 +7,6 @@ import time
 import pytest
 from conftest import ROOT, Checkout
 
-pytestmark = pytest.mark.xdist_group('bad')
 MAKE_PAPER = ('python', '-m', 'xbench.pipeline', 'paper', 'demo')
 
 
