@@ -1,4 +1,5 @@
 """Bad input: one line that names the file or key and the fix, exit code 2, before any work, nothing left behind."""
+import json
 import shutil
 import signal
 import subprocess
@@ -97,8 +98,8 @@ def test_a_killed_run_resumes_to_the_same_bytes(checkout, tmp_path):
 
 
 def test_a_checkpoint_of_another_backbone_is_refused(checkout, tmp_path):
-    checkout.run('xbench', 'train', 'convnext', 'digits', '--out', tmp_path)
-    run = next((checkout.path/'work').iterdir())
+    row = json.loads(checkout.run('xbench', 'train', 'convnext', 'digits', '--out', tmp_path, '--format', 'json').stdout)[0]
+    run = checkout.path/'work'/row['run_id']
     code = ('import torch, sys; from xbench.train import *; from xbench.errors import one_line_errors; from pathlib import Path\n'
             f'net = torch.nn.Linear(1, 1); opt = torch.optim.Adam(net.parameters())\n'
             f'save_checkpoint(Path({str(run)!r})/"checkpoint.pt", "starnet-digits-s0-00000000", net, opt, [])')
