@@ -9,19 +9,19 @@ __all__ = ['convmixer', 'convnext', 'starnet', 'efficientnet', 'tinynet', 'mobil
 # %% ../../nbs/backbones/22_cross_dataset.ipynb #54a2ac0f
 from .core import register
 
-# %% ../../nbs/backbones/22_cross_dataset.ipynb #7252787b
-def _backbone(family, title):
-    return register('cross_dataset', family, title)
+# %% ../../nbs/backbones/22_cross_dataset.ipynb #b142708e
+def _backbone(family, title, **known):
+    return register('cross_dataset', family, title, **known)
 
-# %% ../../nbs/backbones/22_cross_dataset.ipynb #b167891d
-@_backbone('isotropic convolution', 'ConvMixer')
+# %% ../../nbs/backbones/22_cross_dataset.ipynb #1a89ba2e
+@_backbone('isotropic convolution', 'ConvMixer', least=7)
 def convmixer(num_classes: int, patch_size: int = 7):
     "ConvMixer-512/8, depthwise kernel 5."
     from timm.models.convmixer import ConvMixer
     return ConvMixer(dim=512, depth=8, kernel_size=5, patch_size=patch_size, num_classes=num_classes)
 
-# %% ../../nbs/backbones/22_cross_dataset.ipynb #d4849778
-@_backbone('modern convolution', 'ConvNeXt')
+# %% ../../nbs/backbones/22_cross_dataset.ipynb #8e3ddac4
+@_backbone('modern convolution', 'ConvNeXt', least=32)
 def convnext(num_classes: int):
     "ConvNeXt with widths 32, 64, 128, 512 and one block a stage."
     from timm.models.convnext import ConvNeXt
@@ -82,8 +82,8 @@ def mobilevit(num_classes: int):
     from xbench.backbones.mobilevit import MobileViT
     return MobileViT(num_classes)
 
-# %% ../../nbs/backbones/22_cross_dataset.ipynb #70133a51
-@_backbone('cheap features', 'GhostNet')
+# %% ../../nbs/backbones/22_cross_dataset.ipynb #f94421ed
+@_backbone('cheap features', 'GhostNet', least=17)
 def ghostnet(num_classes: int):
     "GhostNetV3 with nine blocks, in its train-time form."
     from timm.models.ghostnet import GhostNet
