@@ -37,8 +37,9 @@ test-all: setup ## all of `test`, and what takes longer
 	@ruff check -q .
 	@pytest
 
-bench: setup ## speed of the pipeline and of xScore; writes benchmarks/results/
+bench: setup ## speed of the pipeline, of xScore and of fused networks; writes benchmarks/results/
 	@python benchmarks/xscore.py
+	@python benchmarks/cost.py
 	@python benchmarks/pipeline.py
 
 notebooks: setup ## after an edit: export, derive the pipelines, write README.md, clean

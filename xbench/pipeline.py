@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['SECONDS', 'QUICK', 'strip', 'code', 'run', 'normalise', 'refresh', 'readme', 'prepare', 'cost', 'baseline', 'collect',
-           'derive', 'pipeline_file', 'check', 'kind', 'waves', 'paper', 'Report', 'main']
+           'network', 'networks', 'static', 'latency', 'derive', 'pipeline_file', 'check', 'kind', 'waves', 'paper',
+           'Report', 'main']
 
 # %% ../nbs/70_pipeline.ipynb #ef75a566
 import argparse
@@ -49,21 +50,22 @@ def _read(path):
 def _write(nb, path):
     with paths.whole(path) as part: part.write_text(json.dumps(nb, indent=1, sort_keys=True, ensure_ascii=False) + '\n')
 
-# %% ../nbs/70_pipeline.ipynb #ca6b6919
+# %% ../nbs/70_pipeline.ipynb #d3262f60
 def code(
     target: str | Path,  # file to write
     *modules: str | Path,  # Python files
 ) -> None:
     "Write modules without comments, docstrings and layout, to be compared."
-    texts = []
-    for m in modules:
-        tree = ast.parse(Path(m).read_text())
-        for node in ast.walk(tree):
-            body = getattr(node, 'body', None)
-            if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
-                node.body = body[1:] or [ast.Pass()]
-        texts.append(f'# {Path(m).as_posix()}\n{ast.unparse(tree)}\n')
+    texts = [f'# {Path(m).as_posix()}\n{_plain_code(Path(m))}\n' for m in modules]
     with paths.whole(target) as part: part.write_text('\n'.join(texts))
+
+def _plain_code(module):
+    tree = ast.parse(module.read_text())
+    for node in ast.walk(tree):
+        body = getattr(node, 'body', None)
+        if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
+            node.body = body[1:] or [ast.Pass()]
+    return ast.unparse(tree)
 
 # %% ../nbs/70_pipeline.ipynb #09db8f3d
 def run(
@@ -176,6 +178,60 @@ def collect(profile: str) -> None:
     from xbench import results
     results.collect(load(), profile)
 
+# %% ../nbs/70_pipeline.ipynb #c42d5dea
+def network(name: str) -> str:
+    "A backbone as text: what would have to change for its cost to change."
+    import torch
+
+    from xbench.backbones import core
+    from xbench.settings import load as settings
+    block, e = settings().backbone.get(name), core.entry(name)
+    options = block.options if block else {}
+    try:
+        with torch.device('meta'): model = e.make(10, **options)
+    except (RuntimeError, NotImplementedError): model = e.make(10, **options)    # a constructor that looks at values
+    own = sorted({type(m).__module__ for m in model.modules() if type(m).__module__.startswith('xbench.')})
+    texts = [_plain_code(Path(sys.modules[m].__file__)) for m in own]
+    shapes = '\n'.join(f'{k} {tuple(v.shape)}' for k, v in model.state_dict().items())
+    return '\n'.join([f'{name} {options} {e.size} {e.least} {e.step}', re.sub(r' at 0x[0-9a-f]+', '', repr(model)), shapes, *texts]) + '\n'
+
+def networks(folder: str | Path) -> None:
+    "Write the text of every network that is measured."
+    from xbench.backbones import core
+    wanted = load().cost
+    core.load(wanted.module)
+    for name in (*wanted.backbones, *wanted.probes):
+        with paths.whole(Path(folder)/f'{name}.txt') as part: part.write_text(network(name))
+
+def static(backbone: str) -> None:
+    "Write what can be counted of a backbone: its forms, elements and anatomy."
+    from xbench.backbones import core
+    from xbench.cost import forms
+    from xbench.elements import anatomy, elements
+    settings = load()
+    core.load(settings.cost.module)
+    e, options = core.entry(backbone), settings.backbone[backbone].options if backbone in settings.backbone else {}
+    model = core.create(backbone, 10, **options)
+    found = {'backbone': backbone, 'forms': forms(backbone, settings.cost.classes, **options),
+             'elements': elements(model, e.size), 'anatomy': anatomy(model, e.size)}
+    with paths.whole(paths.results('cost')/'static'/f'{backbone}.json') as part: part.write_text(json.dumps(found, indent=1) + '\n')
+
+def latency(backbone: str, engine: str) -> None:
+    "Write what a clock says of a backbone in an engine, `onnxruntime-int8` being one."
+    import pandas as pd
+
+    from xbench import latency as clock
+    from xbench.backbones import core
+    settings = load()
+    c = settings.cost
+    core.load(c.module)
+    options = settings.backbone[backbone].options if backbone in settings.backbone else {}
+    engine, _, dtype = engine.partition('-')
+    same = dict(engine=engine, dtype=dtype or 'float32', classes=c.classes, threads=c.threads, module=c.module)
+    rows = clock.latency(backbone, batches=tuple(c.batches), layout=c.layout, **same, **options)
+    with paths.whole(paths.results('cost')/'latency'/f'{backbone}-{engine}{"-" + dtype if dtype else ""}.csv') as part:
+        pd.DataFrame(rows).to_csv(part, index=False, float_format='%.6g', lineterminator='\n')
+
 # %% ../nbs/70_pipeline.ipynb #732a2af8
 def derive(
     text: str,  # the root's dvc.yaml
@@ -192,7 +248,7 @@ def pipeline_file(profile: str) -> Path:
     "The `dvc.yaml` of a profile."
     return paths.root()/('dvc.yaml' if profile == 'demo' else f'pipelines/{profile}/dvc.yaml')
 
-# %% ../nbs/70_pipeline.ipynb #1fea5069
+# %% ../nbs/70_pipeline.ipynb #07a0a9e8
 def check(
     settings: Settings,
     profile: str,
@@ -201,15 +257,22 @@ def check(
     from xbench import data
     from xbench.backbones import core
     from xbench.errors import unknown
-    if profile not in settings.profiles: raise unknown('profile', profile, settings.profiles, 'params.yaml')
+    if profile == 'cost':
+        from xbench.latency import check as possible
+        core.load(settings.cost.module)
+        for backbone in (*settings.cost.backbones, *settings.cost.probes): core.entry(backbone)
+        for engine, _, dtype in (e.partition('-') for e in settings.cost.engines): possible(engine, dtype or 'float32', settings.cost.threads)
+        return
+    if profile not in settings.profiles: raise unknown('profile', profile, [*settings.profiles, 'cost'], 'params.yaml')
     for backbone in settings.profiles[profile].backbones:
         core.load(settings.backbone[backbone].module)
         core.entry(backbone)
     for path in settings.profiles[profile].datasets.values(): data.open_source(paths.source(path))
 
-# %% ../nbs/70_pipeline.ipynb #4d04d56b
+# %% ../nbs/70_pipeline.ipynb #ad754d55
 # seconds of a stage, two side by side on two cores; only until one of its kind has run
-SECONDS = {'nbcode': 1, 'code': 1, 'prepare': 3, 'cost': 8, 'train': 17, 'baseline': 8, 'collect': 3, 'table': 5, 'figure': 6}
+SECONDS = {'nbcode': 1, 'code': 1, 'prepare': 3, 'cost': 8, 'train': 17, 'baseline': 8, 'collect': 3, 'table': 5, 'figure': 6,
+           'networks': 20, 'static': 8, 'latency': 25, 'probe': 15}
 
 def kind(stage: str) -> str:
     "What a stage is an instance of: `train` of `pipelines/lite/dvc.yaml:train@a-b-0`."
@@ -219,7 +282,8 @@ QUICK = ('nbcode', 'code')  # stages that take less time than DVC needs to start
 
 def waves(stages: list[str]) -> list[list[str]]:
     "Stages in groups that can run side by side, in the order of the pipeline."
-    order = [('nbcode', 'code', 'prepare', 'cost'), ('train', 'baseline'), ('collect',), ('table', 'figure')]
+    order = [('nbcode', 'code', 'prepare', 'cost', 'networks'), ('train', 'baseline', 'static'), ('latency', 'probe'), ('collect',),
+             ('table', 'figure')]
     return [[s for s in stages if kind(s) in kinds] for kinds in order]
 
 def paper(
@@ -229,7 +293,7 @@ def paper(
     "Bring a profile's paper up to date. Raises `InputError` for bad input, before work starts where it can be known."
     settings = load()
     check(settings, profile)
-    jobs = jobs or max(1, (os.cpu_count() or 1)//settings.profiles[profile].threads)
+    jobs = jobs or max(1, (os.cpu_count() or 1)//(settings.cost if profile == 'cost' else settings.profiles[profile]).threads)
     stages = _dvc('stage', 'list', '--name-only', str(pipeline_file(profile).relative_to(paths.root()))).split()
     report, ran, stale = Report(stages, jobs), 0, _stale(str(pipeline_file(profile)))
     for wave in waves(stages):
@@ -238,7 +302,8 @@ def paper(
         report.skip(set(wave) - stale)
         many = sum(kind(s) in ('train', 'table', 'figure') for s in todo) > 3
         units = [[s for s in todo if kind(s) in QUICK], *([s] for s in todo if kind(s) not in QUICK)]
-        with warm.process() if many else nullcontext({}) as env, ThreadPoolExecutor(jobs) as pool:
+        alone = any(kind(s) in ('latency', 'probe') for s in todo)    # a clock wants the machine for itself
+        with warm.process() if many else nullcontext({}) as env, ThreadPoolExecutor(1 if alone else jobs) as pool:
             futures = [pool.submit(_stages, names, report, env) for names in units if names]
             try:
                 for f in as_completed(futures): f.result()
@@ -306,7 +371,7 @@ class Report:
 
     def _say(self, text): print(f'[{self.total - len(self.left)}/{self.total}] {text}', file=self.file, flush=True)
 
-# %% ../nbs/70_pipeline.ipynb #0ee15a66
+# %% ../nbs/70_pipeline.ipynb #bf87ff46
 def main(argv: list[str] | None = None) -> None:
     "`python -m xbench.pipeline`: the commands of `dvc.yaml` and the Makefile."
     parser = argparse.ArgumentParser(prog='python -m xbench.pipeline')
@@ -318,6 +383,7 @@ def main(argv: list[str] | None = None) -> None:
     add('strip', 'source', 'target'), add('code', 'target', 'modules'), add('run', 'source', 'target', 'parameters')
     add('prepare', 'profile', 'dataset'), add('baseline', 'profile', 'dataset')
     add('cost', 'profile', 'backbone'), add('collect', 'profile'), add('derive'), add('readme'), add('refresh', 'notebook')
+    add('networks', 'folder'), add('static', 'backbone'), add('latency', 'backbone', 'engine')
     add('paper', 'profile').add_argument('--jobs', type=int)
     a = parser.parse_args(argv)
     with one_line_errors():
@@ -327,6 +393,9 @@ def main(argv: list[str] | None = None) -> None:
         elif a.command == 'prepare': prepare(a.profile, a.dataset)
         elif a.command == 'baseline': baseline(a.profile, a.dataset)
         elif a.command == 'cost': cost(a.profile, a.backbone)
+        elif a.command == 'networks': networks(a.folder)
+        elif a.command == 'static': static(a.backbone)
+        elif a.command == 'latency': latency(a.backbone, a.engine)
         elif a.command == 'collect': collect(a.profile)
         elif a.command == 'paper': paper(a.profile, a.jobs)
         elif a.command == 'refresh': refresh(a.notebook)

@@ -31,7 +31,7 @@ def cells(
         raise unknown('table', f'{paper} {number}', [f'{p} {n}' for p, n in tables()])
     return pd.read_csv(FOLDER/f'{paper}_table{number}.csv', dtype=str, keep_default_na=False)
 
-# %% ../nbs/12_published.ipynb #31b54fd2
+# %% ../nbs/12_published.ipynb #90f4a650
 def table(
     paper: str,  # short name of the paper
     number: int,  # number of the table in the paper
@@ -44,8 +44,9 @@ def table(
 
 def _values(printed):
     if printed.isin(['✓', '✗']).all(): return printed == '✓'
-    numbers = pd.to_numeric(printed.str.replace(r'[~,]', '', regex=True), errors='coerce')
-    return printed if numbers.isna().any() else numbers
+    known = printed.replace({'': None, '-': None})    # a cell that is not there, and one that was printed as a dash
+    numbers = pd.to_numeric(known.str.replace(r'[~,]', '', regex=True), errors='coerce')
+    return known if numbers.isna().sum() > known.isna().sum() or known.isna().all() else numbers
 
 # %% ../nbs/12_published.ipynb #cf3f63e0
 def pool_hash(

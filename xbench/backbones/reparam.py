@@ -118,18 +118,20 @@ class MobileOne(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.stages(self.stem(x)))
 
-# %% ../../nbs/backbones/24_reparam.ipynb #b5a6894e
+# %% ../../nbs/backbones/24_reparam.ipynb #ab5ecc2b
 def fusable(
     model: nn.Module,
 ) -> bool:
     "Whether a network has branches that fold."
-    return any(getattr(m, 'reparameterize', None) and not _folded(m) for m in model.modules())
+    return _tensors(reparameterize_model(model)) < _tensors(model)
 
-def _folded(module): return getattr(module, 'reparam_conv', None) is not None
+def _tensors(model): return sum(1 for _ in model.parameters())
 
 def fuse(
     model: nn.Module,
 ) -> nn.Module:  # a copy in eval mode
     "The inference-time form of a re-parameterisable network. Raises `InputError` for one without branches to fold."
-    if not fusable(model): raise InputError(f'{type(model).__name__} has no branches to fold; only re-parameterisable networks can be fused')
-    return reparameterize_model(model).eval()
+    fused = reparameterize_model(model).eval()
+    if _tensors(fused) == _tensors(model):
+        raise InputError(f'{type(model).__name__} has no branches to fold; only re-parameterisable networks can be fused')
+    return fused

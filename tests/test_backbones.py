@@ -1,0 +1,181 @@
+"""Every backbone of the registry, by the registry: a new one is tested by being there. Big ones run at their smallest legal size."""
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT
+
+from xbench import published
+from xbench.backbones import core
+from xbench.backbones.core import create, entry, names
+from xbench.backbones.reparam import fusable, fuse
+from xbench.export import calibrate, normalise, photographs, to_onnx
+
+NAMES = names()
+FUSABLE = ('ghostnet', 'mobileone', 'mobileone_mu0_derived', 'mobileone_mu1_derived', 'mobileone_mu2_derived', 'mobileone_s0', 'mobileone_s1',
+           'mobileone_s2', 'mobileone_s3', 'mobileone_s4', 'repvgg_a0', 'repvgg_a1', 'repvgg_a2', 'repvgg_b0', 'repvgg_b1')
+FAMILY = {entry(n).family: n for n in reversed(NAMES)}    # one backbone a family
+PHOTOGRAPHS = photographs(8, 224)
+# parameters at 10 classes and with ImageNet's 1000, counted on the reference networks
+EXACT = {'mobilenet_v3_small': (1_528_106, None), 'resnet18': (11_181_642, None), 'efficientnet_v2_s': (20_190_298, 21.4585),
+         'squeezenet1_1': (727_626, None), 'shufflenet_v2_x1_0': (1_263_854, None), 'wavemix_192_16': (27_666_538, 27.8576),
+         'resnet50': (None, 25.5570), 'convnext_tiny': (None, 28.5891), 'swin_t': (None, 28.2884), 'swin_v2_t': (None, 28.3516),
+         'densenet161': (None, 28.6810), 'mobilenet_v3_large': (None, 5.4830), 'regnet_y_3_2gf': (None, 19.4363),
+         'resnext50_32x4d': (None, 25.0289), 'shufflenet_v2_x2_0': (None, 7.3940), 'mobileone_s0': (4_278_522, 5.2933),
+         'mobileone_s1': (None, 4.8252), 'mobileone_s2': (None, 7.8846), 'mobileone_s3': (None, 10.1706), 'mobileone_s4': (None, 14.9512)}
+
+
+def sizes(name):
+    """Two sizes that it takes: the least that a batch norm can be trained at, and a larger one."""
+    e = entry(name)
+    return [e.size] if e.step is None else [e.step*-(-max(32, e.least)//e.step), e.step*-(-max(47, e.least + 1)//e.step)]
+
+
+def images(size):
+    return normalise(PHOTOGRAPHS, size)
+
+
+def test_the_registry_is_complete():
+    assert len(NAMES) == 53 and len(set(NAMES)) == 53
+    by_paper = {p: sum(p in entry(n).roles for n in NAMES) for p in ('cross_dataset', 'memory_constrained', 'which_backbone', 'mobileone')}
+    assert by_paper == {'cross_dataset': 11, 'memory_constrained': 5, 'which_backbone': 11, 'mobileone': 33}
+    assert tuple(n for n in NAMES if fusable(create(n, 2))) == FUSABLE
+    for n in NAMES:
+        e = entry(n)
+        assert e.family and e.title and e.doc.endswith('.') and set(e.roles.values()) <= {'studied', 'peer', 'derived'}
+        assert (e.weights is None) == ('cross_dataset' in e.roles or 'derived' in e.roles.values()), n
+
+
+@pytest.mark.parametrize('name', EXACT)
+def test_parameters_are_those_of_the_reference(name):
+    at_10, at_1000 = EXACT[name]
+    count = lambda n: sum(p.numel() for p in create(name, n).parameters())
+    assert at_10 is None or count(10) == at_10
+    assert at_1000 is None or round(count(1000)/1e6, 4) == at_1000
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_forward_backward_save_load(name, tmp_path):
+    torch.manual_seed(0)
+    small, *larger = sizes(name)
+    model = create(name, 5).train()
+    logits = model(images(small)[:2])
+    assert logits.shape == (2, 5) and logits.isfinite().all()
+    logits.square().mean().backward()
+    without = [k for k, p in model.named_parameters() if p.grad is None]
+    assert not without, f'{name}: no gradient reaches {without[:3]}'
+    model.eval()
+    with torch.no_grad():
+        before = model(images(small)[:2])
+        for size in larger: assert model(images(size)[:1]).shape == (1, 5)
+        torch.save(model.state_dict(), tmp_path/'weights.pt')
+        again = create(name, 5).eval()
+        again.load_state_dict(torch.load(tmp_path/'weights.pt', weights_only=True))
+        assert again(images(small)[:2]).equal(before), 'loaded weights give other logits'
+        head = create(name, 3).eval()
+        assert head(images(small)[:1]).shape == (1, 3)
+    sized = [k for k, v in head.state_dict().items() if v.shape != model.state_dict()[k].shape]
+    assert 1 <= len(sized) <= 2 and len({k.rpartition('.')[0] for k in sized}) == 1, 'only the head depends on the classes'
+
+
+@pytest.mark.parametrize('name', FUSABLE)
+def test_fused_is_the_same_function(name):
+    """Relative to the largest logit, batch norms calibrated on photographs."""
+    for dtype, bound in ((torch.float, 1e-4), (torch.double, 1e-12)):
+        torch.manual_seed(0)
+        x = images(128).to(dtype)
+        model = calibrate(create(name, 10).to(dtype), x)
+        with torch.no_grad(): before, after = model(x), fuse(model)(x)
+        error = ((after - before).abs().max()/before.abs().max()).item()
+        assert error < bound, f'{name} {dtype}: {error:.1e}'
+    fused = fuse(model)
+    assert not fusable(fused) and sum(p.numel() for p in fused.parameters()) < sum(p.numel() for p in model.parameters())
+
+
+def exported(name, folder):
+    size = sizes(name)[0]
+    torch.manual_seed(0)
+    model = calibrate(create(name, 10), images(size))
+    assert to_onnx(model, folder/f'{name}.onnx', images(size)[:4]) < 1e-3
+    if fusable(model): assert to_onnx(fuse(model), folder/f'{name}-fused.onnx', images(size)[:4]) < 1e-3
+
+
+@pytest.mark.parametrize('name', FAMILY.values())
+def test_onnx_of_one_backbone_a_family(name, tmp_path):
+    exported(name, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', [n for n in NAMES if n not in FAMILY.values()])
+def test_onnx_of_every_backbone(name, tmp_path):
+    exported(name, tmp_path)
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_a_size_that_it_cannot_take_is_named_with_the_nearest(name):
+    e = entry(name)
+    wrong = e.size + 1 if e.step is None else e.least - 1 if e.step == 1 else e.least + 1
+    with pytest.raises(ValueError, match=f'nearest it can is {e.size if e.step is None else e.least}$'): core.check_size(name, wrong)
+    if e.step != 1 or wrong < 1: return    # a fixed grid may take a pixel more; what it makes of it was never meant
+    with pytest.raises((RuntimeError, AssertionError, ValueError, IndexError)): create(name, 2).eval()(torch.zeros(1, 3, wrong, wrong))
+
+
+def test_every_published_row_has_its_backbone_or_is_known_not_to():
+    known = set(NAMES) | {n.removesuffix('_derived') for n in NAMES}
+    absent = {'mobileformer_96', 'mobileformer_52', 'mobilenext_100', 'mobilenext_140', 'micronet_m1', 'micronet_m2', 'micronet_m3'}
+    for paper, number in (('memory_constrained', 1), ('which_backbone', 2), ('which_backbone', 9), ('mobileone', 9), ('mobileone', 10), ('mobileone', 13)):
+        assert set(published.table(paper, number).index) - absent <= known, (paper, number)
+
+
+@pytest.mark.parametrize('args, words', [
+    (['cost', 'wavemix_192_16', '--px', '100'], 'the nearest it can is 96'),
+    (['cost', 'deit_tiny_patch16_224', '--px', '32'], 'takes 224 px alone'),
+    (['cost', 'starnet', '--engine', 'onxruntime'], 'did you mean onnxruntime'),
+    (['cost', 'starnet', '--threads', '4096'], 'threads on a machine of'),
+    (['cost', 'starnet', '--dtype', 'int8'], 'use --engine onnxruntime'),
+    (['cost', 'starnet', 'strnet'], 'did you mean starnet'),
+    (['cost', 'starnet', '--device', 'cuda'], 'not there') if not torch.cuda.is_available() else (['cost', 'x'], 'unknown'),
+    (['export', 'starnet', 'out.onnx', '--px', '0'], 'the nearest it can is 1'),
+    (['fuse', 'starnet', 'out.safetensors'], 'no branches to fold'),
+])
+def test_bad_input_is_one_line(args, words, tmp_path):
+    done = subprocess.run([sys.executable, '-m', 'xbench.cli', *args], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and words in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
+
+
+def test_an_engine_that_is_not_installed(tmp_path):
+    """A machine without ONNX Runtime is told how to get it."""
+    code = ('import importlib.util as u; real = u.find_spec\n'
+            'u.find_spec = lambda n, *a: None if n == "onnxruntime" else real(n, *a)\n'
+            'from xbench.cli import main; main(["cost", "starnet", "--engine", "onnxruntime"])')
+    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and 'pip install onnxruntime' in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_weights_offline(tmp_path):
+    env = os.environ | {'XBENCH_WEIGHTS': 'http://127.0.0.1:9', 'TORCH_HOME': str(tmp_path)}
+    done = subprocess.run([sys.executable, '-m', 'xbench.cli', 'export', 'resnet18', str(tmp_path/'a.onnx'), '--pretrained'],
+                          cwd=ROOT, capture_output=True, text=True, env=env)
+    assert done.returncode == 2 and 'set XBENCH_WEIGHTS to a mirror' in done.stderr and len(done.stderr.splitlines()) == 1
+    assert not list(tmp_path.rglob('*.*'))
+
+
+def test_cost_of_a_measured_backbone_is_a_row_a_form(tmp_path):
+    done = subprocess.run([sys.executable, '-m', 'xbench.cli', 'cost', 'mobileone_s0', '--px', '64', '--engine', 'onnxruntime', '--format', 'json'],
+                          cwd=ROOT, capture_output=True, text=True, check=True)
+    train_time, fused = json.loads(done.stdout)
+    assert (train_time['form'], fused['form'], fused['params_m']) == ('train-time', 'fused', 2.078504)
+    assert {'device', 'threads', 'engine', 'dtype', 'layout', 'versions', 'date', 'n', 'p50_ms', 'p95_ms', 'min_ms'} <= set(fused)
+
+
+def test_a_changed_network_alone_is_measured_again():
+    """The text that a cost record depends on differs where a network differs, and nowhere else."""
+    code = ('from xbench.pipeline import network; import hashlib, json, sys\n'
+            'if len(sys.argv) > 1:\n    import xbench.backbones.mobileone as m; m._size("mobileone_s1", "x", widths=(96, 192, 512, 1288), k=1)\n'
+            'print(json.dumps({n: hashlib.md5(network(n).encode()).hexdigest() for n in ("mobileone_s0", "mobileone_s1", "starnet")}))')
+    before, after = (json.loads(subprocess.run([sys.executable, '-c', code, *a], cwd=ROOT, capture_output=True, text=True, check=True).stdout)
+                     for a in ([], ['changed']))
+    assert {n for n in before if before[n] != after[n]} == {'mobileone_s1'}
