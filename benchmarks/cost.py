@@ -15,7 +15,8 @@ from pathlib import Path
 from xbench.latency import device_name, latency, versions
 
 ROUNDS = 3
-CASES = {'eager, channels_last': dict(engine='eager', layout='channels_last'), 'eager, contiguous': dict(engine='eager', layout='contiguous'),
+CASES = {'eager, channels_last': dict(engine='eager', layout='channels_last'),
+         'eager, contiguous': dict(engine='eager', layout='contiguous'),
          'compiled, channels_last': dict(engine='compiled'), 'onnxruntime': dict(engine='onnxruntime')}
 
 if __name__ == '__main__':

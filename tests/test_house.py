@@ -17,8 +17,9 @@ from xbench import pipeline
 
 MODULES = sorted(m.name for m in pkgutil.walk_packages(xbench.__path__, 'xbench.') if not m.name.endswith('._modidx'))
 # what each line of the design may import: lines above it, never below
-LINES = [['errors', 'paths'], ['xscore'], ['settings', 'published'], ['backbones', 'elements', 'cost', 'latency', 'export'], ['data', 'augment'],
-         ['recipes', 'train', 'evaluate'], ['baseline', 'runs', 'results', 'figures', 'score'], ['warm', 'pipeline', 'cli']]
+LINES = [['errors', 'paths'], ['xscore'], ['settings', 'published'],
+         ['backbones', 'elements', 'cost', 'latency', 'export'], ['data', 'augment'], ['recipes', 'train', 'evaluate'],
+         ['baseline', 'runs', 'results', 'figures', 'score'], ['warm', 'pipeline', 'cli']]
 LEVEL = {name: i for i, line in enumerate(LINES) for name in line}
 
 

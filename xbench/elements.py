@@ -137,7 +137,7 @@ def _shuffles(node, nodes):
     before = nodes[node.parents[0]].shape
     return len(before) == 5 and before[1] > 1 and node.shape == (before[0], before[2], before[1], *before[3:]) and before[3:] != (1, 1)
 
-# %% ../nbs/30_elements.ipynb #3f6f5da2
+# %% ../nbs/30_elements.ipynb #8832667e
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _NAMES = {'relu': 'ReLU', 'hardtanh': 'ReLU6', 'gelu': 'GELU', 'silu': 'SiLU', 'hardswish': 'Hardswish'}
 _NORMS = {'batch_norm': 'BN', 'layer_norm': 'LN', 'group_norm': 'GN'}
@@ -145,8 +145,9 @@ _NORMS = {'batch_norm': 'BN', 'layer_norm': 'LN', 'group_norm': 'GN'}
 def _spatial(module): return isinstance(module, nn.Conv2d | nn.ConvTranspose2d) and max(module.kernel_size) > 1
 
 def _blocks(model):
-    "Modules that are blocks: innermost ones of the network's own with a spatial convolution; of their kind one at least has two layers."
-    own = [m for m in model.modules() if m is not model and not isinstance(m, _CONTAINERS) and not type(m).__module__.startswith('torch.nn')]
+    "Innermost modules of the network's own with a spatial convolution; of their kind one at least has two layers."
+    strange = lambda m: m is model or isinstance(m, _CONTAINERS) or type(m).__module__.startswith('torch.nn')
+    own = [m for m in model.modules() if not strange(m)]
     layers = {id(m): [x for x in m.modules() if isinstance(x, nn.Conv2d | nn.ConvTranspose2d | nn.Linear)] for m in own}
     own = [m for m in own if any(map(_spatial, layers[id(m)]))]
     kinds = {type(m) for m in own if len(layers[id(m)]) > 1}

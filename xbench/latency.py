@@ -41,7 +41,7 @@ def sample(
     at = lambda q: sorted(times)[min(len(times) - 1, int(q*len(times)))]*1e3
     return {'n': len(times), 'p50_ms': at(.5), 'p95_ms': at(.95), 'min_ms': min(times)*1e3}
 
-# %% ../nbs/32_latency.ipynb #e76b3b11
+# %% ../nbs/32_latency.ipynb #f1b9e0bb
 ENGINES = {'eager': 'torch', 'compiled': 'torch', 'onnxruntime': 'onnxruntime'}  # engine: package that it needs
 
 def check(
@@ -54,7 +54,8 @@ def check(
     if engine not in ENGINES: raise unknown('engine', engine, ENGINES)
     if not find_spec(ENGINES[engine]): raise InputError(f'engine {engine} is not installed; `pip install {ENGINES[engine]}`')
     if dtype not in ('float32', 'int8'): raise unknown('dtype', dtype, ('float32', 'int8'))
-    if dtype == 'int8' and engine != 'onnxruntime': raise InputError(f'dtype int8 runs in onnxruntime, not in {engine}; use --engine onnxruntime')
+    if dtype == 'int8' and engine != 'onnxruntime':
+        raise InputError(f'dtype int8 runs in onnxruntime, not in {engine}; use --engine onnxruntime')
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
     if not 1 <= threads <= cores: raise InputError(f'{threads} threads on a machine of {cores} cores; give 1 to {cores}')
     if device == 'cuda':
@@ -63,7 +64,7 @@ def check(
         if engine == 'onnxruntime': raise InputError('onnxruntime is measured on the CPU; use --engine eager or compiled on cuda')
     elif device != 'cpu': raise unknown('device', device, ('cpu', 'cuda'))
 
-# %% ../nbs/32_latency.ipynb #4d43d7d7
+# %% ../nbs/32_latency.ipynb #47998ce6
 def _memory(key):
     "VmRSS or VmHWM of this process in MiB."
     for line in Path('/proc/self/status').read_text().splitlines():
@@ -107,7 +108,7 @@ def _torch_rows(spec):
         if spec['engine'] == 'compiled': network = torch.compile(network)
         for batch in spec['batches']:
             x = torch.randn(batch, 3, size, size, device=device).contiguous(memory_format=layout)
-            def run():
+            def run(network=network, x=x):
                 with torch.inference_mode(): return network(x)
             row = sample(_events(run) if device == 'cuda' else _clocked(run))
             peak = torch.cuda.max_memory_allocated()/2**20 if device == 'cuda' else before and weights + _memory('VmHWM') - before
@@ -127,12 +128,14 @@ def _events(run):
 
 def _onnx_rows(spec):
     import numpy as np
-
     for form, path in spec['files'].items():
-        before, network = _reset_peak(), session(path, spec['threads'])
+        network = session(path, spec['threads'])    # sets up what ONNX Runtime needs for any network
+        network = None
+        before = _reset_peak()
+        network = session(path, spec['threads'])
         for batch in spec['batches']:
             x = np.random.default_rng(0).standard_normal((batch, 3, spec['size'], spec['size']), np.float32)
-            row = sample(_clocked(lambda: network.run(None, {'images': x})))
+            row = sample(_clocked(lambda network=network, x=x: network.run(None, {'images': x})))
             peak = before and _memory('VmHWM') - before
             yield {'form': form, 'batch': batch, **row, 'peak_mib': peak, **spec['static'].get(form, {})}
         del network
@@ -153,7 +156,7 @@ def _worker():
     sys.stdout = sys.stderr    # what a library prints is no row
     for row in (_onnx_rows if spec['engine'] == 'onnxruntime' else _torch_rows)(spec): print(json.dumps(row), file=out, flush=True)
 
-# %% ../nbs/32_latency.ipynb #7c3d85bb
+# %% ../nbs/32_latency.ipynb #bea2b863
 def versions() -> str:
     "Versions of the packages that a time depends on."
     found = {}
@@ -175,8 +178,8 @@ def device_name(
 
 def _spawn(module, spec, timeout):
     "What a fresh process says to a specification, and why it failed, '' if it did not."
-    env = os.environ | {'OMP_NUM_THREADS': str(spec['threads'])}
-    try: done = subprocess.run([sys.executable, '-m', module], input=json.dumps(spec), capture_output=True, text=True, timeout=timeout, env=env)
+    env, command = os.environ | {'OMP_NUM_THREADS': str(spec['threads'])}, [sys.executable, '-m', module]
+    try: done = subprocess.run(command, input=json.dumps(spec), capture_output=True, text=True, timeout=timeout, env=env)
     except subprocess.TimeoutExpired as e: return (e.stdout or b'').decode(), f'took longer than {timeout:g} s'
     return done.stdout, '' if done.returncode == 0 else (done.stderr.strip().splitlines() or [f'exit code {done.returncode}'])[-1]
 

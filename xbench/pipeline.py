@@ -248,7 +248,7 @@ def pipeline_file(profile: str) -> Path:
     "The `dvc.yaml` of a profile."
     return paths.root()/('dvc.yaml' if profile == 'demo' else f'pipelines/{profile}/dvc.yaml')
 
-# %% ../nbs/70_pipeline.ipynb #07a0a9e8
+# %% ../nbs/70_pipeline.ipynb #e730bbe5
 def check(
     settings: Settings,
     profile: str,
@@ -261,7 +261,8 @@ def check(
         from xbench.latency import check as possible
         core.load(settings.cost.module)
         for backbone in (*settings.cost.backbones, *settings.cost.probes): core.entry(backbone)
-        for engine, _, dtype in (e.partition('-') for e in settings.cost.engines): possible(engine, dtype or 'float32', settings.cost.threads)
+        for engine, _, dtype in (e.partition('-') for e in settings.cost.engines):
+            possible(engine, dtype or 'float32', settings.cost.threads)
         return
     if profile not in settings.profiles: raise unknown('profile', profile, [*settings.profiles, 'cost'], 'params.yaml')
     for backbone in settings.profiles[profile].backbones:

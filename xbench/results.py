@@ -185,7 +185,7 @@ def half_unit(
     "How far a value may be from its print."
     return .5*10.**-len(printed.partition('.')[2])*(1 + 1e-9)
 
-# %% ../nbs/61_results.ipynb #a187a36d
+# %% ../nbs/61_results.ipynb #7817666a
 def save_table(
     table: pd.DataFrame,  # as it should look, its index the first column
     name: str,  # e.g. `cross_dataset_table1`
@@ -211,8 +211,8 @@ def save_table(
     return [stem.with_suffix(s) for s in texts]
 
 ESCAPES = str.maketrans({'&': r'\&', '%': r'\%', '_': r'\_', '#': r'\#',
-                         '~': r'$\sim$', '✓': r'$\checkmark$', '✗': r'$\times$', '±': r'$\pm$', 'μ': r'$\mu$', 'α': r'$\alpha$', '†': r'$\dagger$', '×': r'$\times$',
-                         '₂': r'$_2$', '|': r'\textbar{}'})
+                         '~': r'$\sim$', '✓': r'$\checkmark$', '✗': r'$\times$', '±': r'$\pm$', 'μ': r'$\mu$', 'α': r'$\alpha$',
+                         '†': r'$\dagger$', '×': r'$\times$', '₂': r'$_2$', '|': r'\textbar{}'})
 
 def _latex(shown, name, caption, columns):
     escape = lambda s: str(s).translate(ESCAPES)

@@ -41,7 +41,7 @@ def pad_kernel(
     "A 1 x 1 kernel as a larger one."
     return F.pad(kernel, [size//2]*4)
 
-# %% ../../nbs/backbones/24_reparam.ipynb #04c849da
+# %% ../../nbs/backbones/24_reparam.ipynb #56e7fa05
 def _conv_norm(c_in, c_out, kernel, stride, groups):
     conv = nn.Conv2d(c_in, c_out, kernel, stride, kernel//2, groups=groups, bias=False)
     return nn.Sequential(OrderedDict(conv=conv, bn=nn.BatchNorm2d(c_out)))
@@ -77,7 +77,8 @@ class RepBlock(nn.Module):
         conv = self.conv_kxk[0].conv
         found = [fold(b.conv.weight, b.bn) for b in self.conv_kxk]
         if self.conv_scale is not None: found.append(fold(self.conv_scale.conv.weight, self.conv_scale.bn))
-        if self.identity is not None: found.append(fold(identity_kernel(conv.in_channels, conv.groups).to(conv.weight.device), self.identity))
+        if self.identity is not None:
+            found.append(fold(identity_kernel(conv.in_channels, conv.groups).to(conv.weight.device), self.identity))
         return [(kernel if kernel.shape[-1] > 1 else pad_kernel(kernel, conv.kernel_size[0]), bias) for kernel, bias in found]
 
     @torch.no_grad()

@@ -16,12 +16,12 @@ from torch import nn
 from .core import Entry
 from ..errors import InputError
 
-# %% ../../nbs/backbones/28_weights.ipynb #605bcc5c
+# %% ../../nbs/backbones/28_weights.ipynb #08c11ed2
 def address(
     e: Entry,
 ) -> tuple[str, str]:  # URL, and the name of the file in the cache
     "Where the weights of a backbone are. Raises `InputError` if it has none."
-    if not e.weights: raise InputError(f'{e.name} has no trained weights; leave out pretrained, or take one of `xbench list --pretrained`')
+    if not e.weights: raise InputError(f'{e.name} has no trained weights; leave pretrained out; `xbench list` says which have some')
     kind, _, tag = e.weights.partition(':')
     if kind == 'torchvision':
         from torchvision.models import get_weight
@@ -34,7 +34,7 @@ def address(
         url = f'{base.rstrip("/")}/{name}'
     return url, name
 
-# %% ../../nbs/backbones/28_weights.ipynb #b615dcf8
+# %% ../../nbs/backbones/28_weights.ipynb #6a2acaea
 def fetch(
     e: Entry,
 ) -> dict:  # state of the network with ImageNet's 1000 classes
@@ -48,13 +48,20 @@ def fetch(
         except (URLError, OSError, RuntimeError) as error:
             raise InputError(f'{e.name}: weights cannot be had from {url} ({error}); go online, set XBENCH_WEIGHTS to a mirror, '
                              f'or put the file at {path}') from None
-    try: return _read(path)
-    except Exception as error: raise InputError(f'{path}: not a checkpoint ({error}); delete it') from None
+    try: return _read(e, path)
+    except Exception as error:
+        said = ' '.join(str(error).split())[:120]
+        raise InputError(f'{path}: not the weights of {e.name} ({said}); delete it') from None
 
-def _read(path):
-    if path.suffix == '.safetensors':
-        from safetensors.torch import load_file
-        return load_file(path)
+def _read(e, path):
+    "The library reads its own file, for it knows the names that a layer had when the file was made."
+    kind, _, tag = e.weights.partition(':')
+    if kind == 'torchvision':
+        from torchvision.models import get_model, get_weight
+        return get_model(e.name, weights=get_weight(tag), progress=False).state_dict()
+    if kind == 'timm':
+        import timm
+        return timm.create_model(e.name, pretrained=True, pretrained_cfg_overlay={'file': str(path)}).state_dict()
     return torch.load(path, map_location='cpu', weights_only=True)
 
 def fill(
@@ -67,6 +74,7 @@ def fill(
     fresh = {k.rpartition('.')[0] for k in own.keys() - fits.keys() if not k.endswith('num_batches_tracked')}
     head = {k.rpartition('.')[0] for k in own.keys() & state.keys() if state[k].shape != own[k].shape}
     if fresh != head or len(head) > 1:
-        raise InputError(f'{e.name}: the weights {e.weights} do not fit ({", ".join(sorted(fresh)[:3]) or "head"}); the file is for another network')
+        where = ', '.join(sorted(fresh)[:3]) or 'head'
+        raise InputError(f'{e.name}: the weights {e.weights} do not fit ({where}); the file is for another network')
     model.load_state_dict(fits, strict=False)
     return model

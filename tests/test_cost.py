@@ -1,0 +1,54 @@
+"""The cost pipeline in a copy of the checkout: up to date as committed, and after a change only what changed is measured again."""
+import json
+
+import pandas as pd
+import pytest
+from conftest import ROOT, Checkout
+
+from xbench.settings import load
+
+FILE = 'pipelines/cost/dvc.yaml'
+
+
+@pytest.fixture(scope='module')
+def checkout(tmp_path_factory):
+    checkout = Checkout(tmp_path_factory.mktemp('cost')/'x bench')
+    checkout.run('dvc', 'repro', '-q', *(f'{FILE}:{stage}' for stage in ('code', 'networks', 'nbcode')))
+    return checkout
+
+
+def stale(checkout):
+    """Stages that are not up to date, without the file that they stand in."""
+    return {s.split(':')[-1] for s in json.loads(checkout.run('dvc', 'status', '--json', FILE).stdout or '{}')}
+
+
+def test_as_committed_nothing_has_to_run(checkout):
+    assert stale(checkout) == set()
+    assert checkout.run('git', 'status', '--porcelain').stdout == ''
+
+
+def test_a_changed_backbone_alone_is_measured_again(checkout):
+    module = checkout.path/'xbench'/'backbones'/'mobileone.py'
+    text = module.read_text()
+    assert '(96, 192, 512, 1280)' in text
+    module.write_text(text.replace('(96, 192, 512, 1280)', '(96, 192, 512, 1288)'))
+    checkout.run('dvc', 'repro', '-q', '-s', f'{FILE}:networks')
+    engines = load(ROOT/'params.yaml').cost.engines
+    assert stale(checkout) == {'static@mobileone_s1', *(f'latency@mobileone_s1-{e}' for e in engines)}
+    module.write_text('# a comment\n' + text)
+    checkout.run('dvc', 'repro', '-q', '-s', f'{FILE}:networks')
+    assert stale(checkout) == set(), 'a comment makes a backbone stale'
+
+
+def test_every_record_is_whole():
+    settings = load(ROOT/'params.yaml').cost
+    forms, clock = (pd.read_csv(ROOT/'results'/'cost'/f'{n}.csv') for n in ('forms', 'latency'))
+    assert set(forms.backbone) == set(settings.backbones) and (forms.params >= forms.trainable).all()
+    failed = clock[clock.reason.notna()]
+    assert failed.empty, failed[['backbone', 'engine', 'reason']].to_string()
+    each = clock.groupby(['backbone', 'engine', 'dtype', 'form']).batch.apply(list)
+    assert all(b == settings.batches for b in each)
+    wanted = {(b, *e.partition('-')[::2]) for b in settings.backbones for e in settings.engines}
+    assert {(b, e, d if d == 'int8' else '') for b, e, d, _ in each.index if b in settings.backbones} == wanted
+    assert clock[['device', 'threads', 'layout', 'versions', 'date', 'n', 'p50_ms', 'p95_ms', 'min_ms', 'peak_mib']].notna().all(axis=None)
+    assert (clock.min_ms <= clock.p50_ms).all() and (clock.p50_ms <= clock.p95_ms).all() and clock.n.between(10, 100).all()
