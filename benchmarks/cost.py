@@ -3,7 +3,7 @@
     python benchmarks/cost.py
 
 The target is a ratio of 2 at batch 1 in ONNX Runtime and in eager torch, and 10 s for the answer. Both forms are timed one after the
-other in one process, three times over; the ratio is of medians over the rounds.
+other in one process, twice over; the ratio is of medians over the rounds.
 """
 import json
 import statistics
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from xbench.latency import device_name, latency, versions
 
-ROUNDS = 3
+ROUNDS = 2
 CASES = {'eager, channels_last': dict(engine='eager', layout='channels_last'),
          'eager, contiguous': dict(engine='eager', layout='contiguous'),
          'compiled, channels_last': dict(engine='compiled'), 'onnxruntime': dict(engine='onnxruntime')}

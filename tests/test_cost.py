@@ -34,7 +34,7 @@ def test_a_changed_backbone_alone_is_measured_again(checkout):
     module.write_text(text.replace('(96, 192, 512, 1280)', '(96, 192, 512, 1288)'))
     checkout.run('dvc', 'repro', '-q', '-s', f'{FILE}:networks')
     engines = load(ROOT/'params.yaml').cost.engines
-    assert stale(checkout) == {'static@mobileone_s1', *(f'latency@mobileone_s1-{e}' for e in engines)}
+    assert stale(checkout) == {'static@mobileone_s1', 'compiled@mobileone_s1', *(f'latency@mobileone_s1-{e}' for e in engines)}
     module.write_text('# a comment\n' + text)
     checkout.run('dvc', 'repro', '-q', '-s', f'{FILE}:networks')
     assert stale(checkout) == set(), 'a comment makes a backbone stale'
@@ -49,6 +49,7 @@ def test_every_record_is_whole():
     each = clock.groupby(['backbone', 'engine', 'dtype', 'form']).batch.apply(list)
     assert all(b == settings.batches for b in each)
     wanted = {(b, *e.partition('-')[::2]) for b in settings.backbones for e in settings.engines}
+    wanted |= {(b, 'compiled', '') for b in settings.compiled}
     assert {(b, e, d if d == 'int8' else '') for b, e, d, _ in each.index if b in settings.backbones} == wanted
     assert clock[['device', 'threads', 'layout', 'versions', 'date', 'n', 'p50_ms', 'p95_ms', 'min_ms', 'peak_mib']].notna().all(axis=None)
     assert (clock.min_ms <= clock.p50_ms).all() and (clock.p50_ms <= clock.p95_ms).all() and clock.n.between(10, 100).all()

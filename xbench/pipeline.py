@@ -248,7 +248,7 @@ def pipeline_file(profile: str) -> Path:
     "The `dvc.yaml` of a profile."
     return paths.root()/('dvc.yaml' if profile == 'demo' else f'pipelines/{profile}/dvc.yaml')
 
-# %% ../nbs/70_pipeline.ipynb #e730bbe5
+# %% ../nbs/70_pipeline.ipynb #18239470
 def check(
     settings: Settings,
     profile: str,
@@ -260,7 +260,7 @@ def check(
     if profile == 'cost':
         from xbench.latency import check as possible
         core.load(settings.cost.module)
-        for backbone in (*settings.cost.backbones, *settings.cost.probes): core.entry(backbone)
+        for backbone in (*settings.cost.backbones, *settings.cost.compiled, *settings.cost.probes): core.entry(backbone)
         for engine, _, dtype in (e.partition('-') for e in settings.cost.engines):
             possible(engine, dtype or 'float32', settings.cost.threads)
         return
@@ -270,10 +270,10 @@ def check(
         core.entry(backbone)
     for path in settings.profiles[profile].datasets.values(): data.open_source(paths.source(path))
 
-# %% ../nbs/70_pipeline.ipynb #ad754d55
+# %% ../nbs/70_pipeline.ipynb #f2362ba4
 # seconds of a stage, two side by side on two cores; only until one of its kind has run
 SECONDS = {'nbcode': 1, 'code': 1, 'prepare': 3, 'cost': 8, 'train': 17, 'baseline': 8, 'collect': 3, 'table': 5, 'figure': 6,
-           'networks': 20, 'static': 8, 'latency': 25, 'probe': 15}
+           'networks': 20, 'static': 8, 'latency': 25, 'compiled': 60, 'probe': 15}
 
 def kind(stage: str) -> str:
     "What a stage is an instance of: `train` of `pipelines/lite/dvc.yaml:train@a-b-0`."
@@ -283,8 +283,8 @@ QUICK = ('nbcode', 'code')  # stages that take less time than DVC needs to start
 
 def waves(stages: list[str]) -> list[list[str]]:
     "Stages in groups that can run side by side, in the order of the pipeline."
-    order = [('nbcode', 'code', 'prepare', 'cost', 'networks'), ('train', 'baseline', 'static'), ('latency', 'probe'), ('collect',),
-             ('table', 'figure')]
+    order = [('nbcode', 'code', 'prepare', 'cost', 'networks'), ('train', 'baseline', 'static'), ('latency', 'compiled', 'probe'),
+             ('collect',), ('table', 'figure')]
     return [[s for s in stages if kind(s) in kinds] for kinds in order]
 
 def paper(
@@ -303,7 +303,7 @@ def paper(
         report.skip(set(wave) - stale)
         many = sum(kind(s) in ('train', 'table', 'figure') for s in todo) > 3
         units = [[s for s in todo if kind(s) in QUICK], *([s] for s in todo if kind(s) not in QUICK)]
-        alone = any(kind(s) in ('latency', 'probe') for s in todo)    # a clock wants the machine for itself
+        alone = any(kind(s) in ('latency', 'compiled', 'probe') for s in todo)    # a clock wants the machine for itself
         with warm.process() if many else nullcontext({}) as env, ThreadPoolExecutor(1 if alone else jobs) as pool:
             futures = [pool.submit(_stages, names, report, env) for names in units if names]
             try:

@@ -79,7 +79,7 @@ def tidy_datasets(
                           **{f'available_{s}': c['available'].get(s, 0) for s in ('train', 'test')},
                           'size': c['size'], 'hash': c['hash']} for c in cards])
 
-# %% ../nbs/61_results.ipynb #2f9d13f0
+# %% ../nbs/61_results.ipynb #19c7b2ad
 def tidy_forms(
     settings: Settings,
     profile: str = 'cost',
@@ -101,7 +101,8 @@ def tidy_latency(
 ) -> pd.DataFrame:  # a row a backbone, form, batch, engine and dtype: conditions, n, p50_ms, p95_ms, min_ms, images_per_s, peak_mib, reason
     "Times of every backbone and probe; a failure is a row with its reason."
     c, folder = settings.cost, paths.results('cost')/'latency'
-    wanted = [f'{b}-{e}' for b in c.backbones for e in c.engines] + [f'{p}-{e}' for p in c.probes for e in PROBED]
+    wanted = [f'{b}-{e}' for b in c.backbones for e in c.engines] + [f'{b}-compiled' for b in c.compiled]
+    wanted += [f'{p}-{e}' for p in c.probes for e in PROBED]
     return pd.concat([_read(folder/f'{w}.csv', 'a latency', pd.read_csv) for w in wanted], ignore_index=True)
 
 PROBED = ('eager', 'onnxruntime')  # engines that probes are timed in

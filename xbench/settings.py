@@ -48,7 +48,7 @@ class Backbone(Overrides):
     options: dict[str, Any] = {}  # keyword arguments of the backbone's constructor
     module: str | None = None  # a module to import first, for a backbone of your own
 
-# %% ../nbs/11_settings.ipynb #df75503b
+# %% ../nbs/11_settings.ipynb #6015c161
 Slug = Annotated[str, Field(pattern=r'^[a-z0-9_]+$')]
 
 class Images(_Block):
@@ -76,6 +76,7 @@ class Cost(_Block):
     batches: Annotated[list[Annotated[StrictInt, Field(ge=1)]], Field(min_length=1)]  # images at a time; the first is for latency
     layout: Literal['channels_last', 'contiguous']  # of torch's tensors
     engines: Annotated[list[Literal['eager', 'compiled', 'onnxruntime', 'onnxruntime-int8']], Field(min_length=1)]
+    compiled: list[Slug]  # backbones that are timed compiled too, which takes a minute each
     module: str | None = None  # a module to import first, for backbones that the registry does not list
     probes: list[Slug]  # networks to time alone
     backbones: Annotated[list[Slug], Field(min_length=1)]

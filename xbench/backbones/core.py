@@ -74,7 +74,7 @@ def library(
     make.__name__, make.__doc__ = name, doc
     register(paper, family, title, **known)(make)
 
-# %% ../../nbs/backbones/20_core.ipynb #fdd49d2c
+# %% ../../nbs/backbones/20_core.ipynb #cd29d00d
 def load(
     module: str | None = None,  # dotted name of a module that registers backbones
 ) -> None:
@@ -110,7 +110,7 @@ def create(
     pretrained: bool = False,  # with trained weights; a head of another size starts fresh
     **options,  # what its constructor takes
 ):  # torch.nn.Module: float images (N, 3, H, W) to logits (N, num_classes), in train mode
-    "Build a backbone. Raises `InputError` for an unknown name, a bad class count, an option it does not take, or weights that cannot be had."
+    "Build a backbone. Raises `InputError` for an unknown name, a bad class count, an unknown option, or weights that cannot be had."
     found = entry(name)
     if not isinstance(num_classes, int) or num_classes < 1: raise InputError(f'num_classes is {num_classes!r}; give a whole number from 1')
     known = list(inspect.signature(found.make).parameters)[1:]

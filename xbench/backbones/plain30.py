@@ -77,9 +77,10 @@ class Plain30(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.layers(x).mean((2, 3)))
 
-# %% ../../nbs/backbones/29_plain30.ipynb #2b5d4897
+# %% ../../nbs/backbones/29_plain30.ipynb #28b692dc
 ACTIVATIONS = {
-    'relu': lambda c: nn.ReLU(inplace=True), 'gelu': lambda c: nn.GELU(), 'se_relu': lambda c: nn.Sequential(SEModule(c), nn.ReLU(inplace=True)),
+    'relu': lambda c: nn.ReLU(inplace=True), 'gelu': lambda c: nn.GELU(),
+    'se_relu': lambda c: nn.Sequential(SEModule(c), nn.ReLU(inplace=True)),
     'silu': lambda c: nn.SiLU(inplace=True), 'dynamic_shift_max': DynamicShiftMax,
     'dynamic_relu_a': lambda c: DynamicReLU(c, 'A'), 'dynamic_relu_b': lambda c: DynamicReLU(c, 'B')}
 
