@@ -270,7 +270,7 @@ def check(
         core.entry(backbone)
     for path in settings.profiles[profile].datasets.values(): data.open_source(paths.source(path))
 
-# %% ../nbs/70_pipeline.ipynb #f2362ba4
+# %% ../nbs/70_pipeline.ipynb #a3e423b1
 # seconds of a stage, two side by side on two cores; only until one of its kind has run
 SECONDS = {'nbcode': 1, 'code': 1, 'prepare': 3, 'cost': 8, 'train': 17, 'baseline': 8, 'collect': 3, 'table': 5, 'figure': 6,
            'networks': 20, 'static': 8, 'latency': 25, 'compiled': 60, 'probe': 15}
@@ -298,7 +298,7 @@ def paper(
     stages = _dvc('stage', 'list', '--name-only', str(pipeline_file(profile).relative_to(paths.root()))).split()
     report, ran, stale = Report(stages, jobs), 0, _stale(str(pipeline_file(profile)))
     for wave in waves(stages):
-        if ran and not stale.issuperset(wave): stale |= _stale(*wave)    # what has just run may have changed their inputs
+        if ran and not stale.issuperset(wave): stale |= _stale(str(pipeline_file(profile)))    # what has just run may have changed inputs
         todo = [s for s in wave if s in stale]
         report.skip(set(wave) - stale)
         many = sum(kind(s) in ('train', 'table', 'figure') for s in todo) > 3
