@@ -40,6 +40,19 @@ def test_a_changed_backbone_alone_is_measured_again(checkout):
     assert stale(checkout) == set(), 'a comment makes a backbone stale'
 
 
+@pytest.mark.parametrize('change, words', [
+    ({'cost__backbones': ['strnet']}, ('params.yaml: cost.backbones', 'did you mean starnet')),
+    ({'cost__probes': ['plain30_rellu']}, ('params.yaml: cost.probes', 'plain30_relu')),
+    ({'cost__threads': 4096}, ('4096 threads on a machine of',)),
+    ({'cost__engines': ['egaer']}, ('params.yaml: cost.engines',)),
+])
+def test_a_wrong_setting_is_named_before_anything_is_measured(checkout, change, words):
+    checkout.settings(**change)
+    done = checkout.run('python', '-m', 'xbench.pipeline', 'paper', 'cost', code=2)
+    checkout.run('git', 'checkout', '-q', 'params.yaml')
+    assert all(w in done.stderr for w in words) and len(done.stderr.splitlines()) == 1, done.stderr
+
+
 def test_every_record_is_whole():
     settings = load(ROOT/'params.yaml').cost
     forms, clock = (pd.read_csv(ROOT/'results'/'cost'/f'{n}.csv') for n in ('forms', 'latency'))

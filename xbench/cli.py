@@ -6,12 +6,13 @@
 __all__ = ['BRIEF', 'show', 'list_backbones', 'list_datasets', 'show_dataset', 'train', 'score', 'cost', 'brief', 'export',
            'fuse', 'parser', 'main']
 
-# %% ../nbs/71_cli.ipynb #5d0fcc4b
+# %% ../nbs/71_cli.ipynb #008125b7
 import argparse
 import json
 import sys
 from collections import Counter
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pandas as pd
 
@@ -89,7 +90,7 @@ def score(path: str, protocol: int | None, lam: float) -> pd.DataFrame:
     from xbench.score import PROTOCOL, against, read_csv
     return against(read_csv(path), PROTOCOL if protocol == 4 else None, lam).rename_axis('backbone').reset_index()
 
-# %% ../nbs/71_cli.ipynb #1d90ffa3
+# %% ../nbs/71_cli.ipynb #d0c761a7
 def cost(patterns: list[str], px: int | None, classes: int, threads: int, engine: str, dtype: str, batch: int, device: str,
          module: str | None = None) -> pd.DataFrame:
     "What backbones take: a row train-time and, where it folds, a row fused."
@@ -139,15 +140,19 @@ def _network(name, classes, weights, pretrained):
 def export(name: str, out: str, px: int | None, classes: int, dtype: str, form: str, weights: str | None, pretrained: bool) -> pd.DataFrame:
     "Write a backbone as an ONNX file, checked on real images."
     from xbench.backbones import core
+    from xbench.latency import check
     size = core.check_size(name, core.entry(name).size if px is None else px)
+    check('onnxruntime', dtype)
     if Path(out).suffix != '.onnx': raise InputError(f'{out}: give a file name that ends in .onnx')
     from xbench.backbones.reparam import fusable, fuse
     from xbench.export import OPSET, calibrate, normalise, photographs, quantise, to_onnx
     model, images = _network(name, classes, weights, pretrained), normalise(photographs(), size)
     if not (weights or pretrained): calibrate(model, images)
     if form == 'fused' or form == 'auto' and fusable(model): model, form = fuse(model), 'fused'
-    error = to_onnx(model, out, images[:4])
-    if dtype == 'int8': quantise(out, out, images)
+    with TemporaryDirectory() as folder:
+        target = out if dtype == 'float32' else f'{folder}/float32.onnx'
+        error = to_onnx(model, target, images[:4])
+        if dtype == 'int8': quantise(target, out, images)
     return pd.DataFrame([{'file': out, 'backbone': name, 'form': 'fused' if form == 'fused' else 'train-time', 'dtype': dtype,
                           'opset': OPSET, 'px': size, 'float32_error': f'{error:.1e}', 'mib': Path(out).stat().st_size/2**20}])
 

@@ -77,7 +77,7 @@ def record(
     return {'backbone': name, 'params_10': at_10, 'params_100': at_100, 'params_mean': round(mean),
             'macs_224': counted['macs'] + counted['macs_same']}
 
-# %% ../nbs/31_cost.ipynb #f9d870ed
+# %% ../nbs/31_cost.ipynb #80bd1c7c
 def static(
     model: nn.Module,
     size: int,  # side of the square input, pixels
@@ -92,8 +92,7 @@ def forms(
     **options,  # of its constructor
 ) -> list[dict]:  # a dict a form: backbone, form ('train-time' or 'fused'), classes, size, and `static`
     "What a backbone costs in its train-time form and, if it folds, fused. Raises `InputError` for a size it cannot take."
-    from xbench.backbones.reparam import fusable, fuse
+    from xbench.backbones import reparam
     size = core.check_size(name, core.entry(name).size if size is None else size)
-    model = core.create(name, classes, **options)
-    found = {'train-time': model} | ({'fused': fuse(model)} if fusable(model) else {})
+    found = reparam.forms(core.create(name, classes, **options))
     return [{'backbone': name, 'form': form, 'classes': classes, 'size': size, **static(m, size)} for form, m in found.items()]

@@ -114,7 +114,7 @@ def quantise(
                         activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8)
         with paths.whole(target) as whole: shutil.copyfile(part, whole)
 
-# %% ../nbs/33_export.ipynb #b4a78eae
+# %% ../nbs/33_export.ipynb #2f7746d5
 def networks(
     name: str,  # slug of a backbone
     images: torch.Tensor,  # float, N x 3 x H x W, to calibrate on
@@ -123,11 +123,9 @@ def networks(
     **options,  # of its constructor
 ) -> dict[str, nn.Module]:  # 'train-time', and 'fused' if it folds; in eval mode
     "The forms of a fresh backbone with calibrated norms."
-    from xbench.backbones import core
-    from xbench.backbones.reparam import fusable, fuse
+    from xbench.backbones import core, reparam
     torch.manual_seed(seed)
-    model = calibrate(core.create(name, classes, **options), images)
-    return {'train-time': model} | ({'fused': fuse(model)} if fusable(model) else {})
+    return reparam.forms(calibrate(core.create(name, classes, **options), images))
 
 def _worker():
     "Write the ONNX files that the specification on standard input asks for; their names, and counts if wanted, as JSON on standard output."

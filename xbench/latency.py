@@ -64,7 +64,7 @@ def check(
         if engine == 'onnxruntime': raise InputError('onnxruntime is measured on the CPU; use --engine eager or compiled on cuda')
     elif device != 'cpu': raise unknown('device', device, ('cpu', 'cuda'))
 
-# %% ../nbs/32_latency.ipynb #47998ce6
+# %% ../nbs/32_latency.ipynb #04de9097
 def _memory(key):
     "VmRSS or VmHWM of this process in MiB."
     for line in Path('/proc/self/status').read_text().splitlines():
@@ -89,19 +89,17 @@ def _torch_rows(spec):
     import torch
 
     from xbench.backbones import core
-    from xbench.backbones.reparam import fusable, fuse
+    from xbench.export import networks
     torch.set_num_threads(spec['threads'])
-    torch.manual_seed(0)
     core.load(spec['module'])
-    model, size, device = core.create(spec['name'], spec['classes'], **spec['options']), spec['size'], spec['device']
-    torch.optim.swa_utils.update_bn([torch.randn(2, 3, max(size, 64) if core.entry(spec['name']).step == 1 else size, size)], model)
-    networks = {'train-time': model} | ({'fused': fuse(model)} if fusable(model) else {})
+    size, device, counts = spec['size'], spec['device'], {}
+    forms = networks(spec['name'], torch.randn(2, 3, size, size), spec['classes'], **spec['options'])
     if spec['counts']:
         from xbench.cost import static
-        counts = {form: static(m, size) for form, m in networks.items()}
+        counts = {form: static(m, size) for form, m in forms.items()}
     layout = torch.channels_last if spec['layout'] == 'channels_last' else torch.contiguous_format
-    for form, network in networks.items():
-        network = network.eval().to(device, memory_format=layout)
+    for form, network in forms.items():
+        network = network.to(device, memory_format=layout)
         weights = sum(v.numel()*v.element_size() for v in network.state_dict().values())/2**20
         before = _reset_peak()
         if device == 'cuda': torch.cuda.reset_peak_memory_stats()
@@ -112,7 +110,7 @@ def _torch_rows(spec):
                 with torch.inference_mode(): return network(x)
             row = sample(_events(run) if device == 'cuda' else _clocked(run))
             peak = torch.cuda.max_memory_allocated()/2**20 if device == 'cuda' else before and weights + _memory('VmHWM') - before
-            yield {'form': form, 'batch': batch, **row, 'peak_mib': peak, **(counts[form] if spec['counts'] else {})}
+            yield {'form': form, 'batch': batch, **row, 'peak_mib': peak, **counts.get(form, {})}
         network.to('cpu')    # a GPU's memory is for one form at a time
 
 def _events(run):

@@ -178,15 +178,17 @@ def collect(profile: str) -> None:
     from xbench import results
     results.collect(load(), profile)
 
-# %% ../nbs/70_pipeline.ipynb #c42d5dea
+# %% ../nbs/70_pipeline.ipynb #5146b3a5
+def _options(settings, name):
+    "What the constructor of a backbone takes, if `params.yaml` has a block for it."
+    return settings.backbone[name].options if name in settings.backbone else {}
+
 def network(name: str) -> str:
     "A backbone as text: what would have to change for its cost to change."
     import torch
 
     from xbench.backbones import core
-    from xbench.settings import load as settings
-    block, e = settings().backbone.get(name), core.entry(name)
-    options = block.options if block else {}
+    e, options = core.entry(name), _options(load(), name)
     try:
         with torch.device('meta'): model = e.make(10, **options)
     except (RuntimeError, NotImplementedError): model = e.make(10, **options)    # a constructor that looks at values
@@ -210,7 +212,7 @@ def static(backbone: str) -> None:
     from xbench.elements import anatomy, elements
     settings = load()
     core.load(settings.cost.module)
-    e, options = core.entry(backbone), settings.backbone[backbone].options if backbone in settings.backbone else {}
+    e, options = core.entry(backbone), _options(settings, backbone)
     model = core.create(backbone, 10, **options)
     found = {'backbone': backbone, 'forms': forms(backbone, settings.cost.classes, **options),
              'elements': elements(model, e.size), 'anatomy': anatomy(model, e.size)}
@@ -225,10 +227,9 @@ def latency(backbone: str, engine: str) -> None:
     settings = load()
     c = settings.cost
     core.load(c.module)
-    options = settings.backbone[backbone].options if backbone in settings.backbone else {}
     engine, _, dtype = engine.partition('-')
     same = dict(engine=engine, dtype=dtype or 'float32', classes=c.classes, threads=c.threads, module=c.module)
-    rows = clock.latency(backbone, batches=tuple(c.batches), layout=c.layout, **same, **options)
+    rows = clock.latency(backbone, batches=tuple(c.batches), layout=c.layout, **same, **_options(settings, backbone))
     with paths.whole(paths.results('cost')/'latency'/f'{backbone}-{engine}{"-" + dtype if dtype else ""}.csv') as part:
         pd.DataFrame(rows).to_csv(part, index=False, float_format='%.6g', lineterminator='\n')
 
@@ -248,7 +249,7 @@ def pipeline_file(profile: str) -> Path:
     "The `dvc.yaml` of a profile."
     return paths.root()/('dvc.yaml' if profile == 'demo' else f'pipelines/{profile}/dvc.yaml')
 
-# %% ../nbs/70_pipeline.ipynb #18239470
+# %% ../nbs/70_pipeline.ipynb #a60565d8
 def check(
     settings: Settings,
     profile: str,
@@ -260,7 +261,10 @@ def check(
     if profile == 'cost':
         from xbench.latency import check as possible
         core.load(settings.cost.module)
-        for backbone in (*settings.cost.backbones, *settings.cost.compiled, *settings.cost.probes): core.entry(backbone)
+        known = core.names()
+        for field in ('backbones', 'compiled', 'probes'):
+            for name in getattr(settings.cost, field):
+                if name not in known: raise unknown('backbone', name, known, f'params.yaml: cost.{field}')
         for engine, _, dtype in (e.partition('-') for e in settings.cost.engines):
             possible(engine, dtype or 'float32', settings.cost.threads)
         return

@@ -48,7 +48,7 @@ class Backbone(Overrides):
     options: dict[str, Any] = {}  # keyword arguments of the backbone's constructor
     module: str | None = None  # a module to import first, for a backbone of your own
 
-# %% ../nbs/11_settings.ipynb #6015c161
+# %% ../nbs/11_settings.ipynb #1ce9872b
 Slug = Annotated[str, Field(pattern=r'^[a-z0-9_]+$')]
 
 class Images(_Block):
@@ -79,6 +79,7 @@ class Cost(_Block):
     compiled: list[Slug]  # backbones that are timed compiled too, which takes a minute each
     module: str | None = None  # a module to import first, for backbones that the registry does not list
     probes: list[Slug]  # networks to time alone
+    probed: list[Literal['eager', 'compiled', 'onnxruntime', 'onnxruntime-int8']]  # engines that they are timed in
     backbones: Annotated[list[Slug], Field(min_length=1)]
 
 class Settings(_Block):

@@ -14,7 +14,7 @@ from importlib import import_module
 
 from ..errors import InputError, unknown
 
-# %% ../../nbs/backbones/20_core.ipynb #6c29b511
+# %% ../../nbs/backbones/20_core.ipynb #81415b55
 @dataclass(frozen=True)
 class Entry:
     "A registered backbone."
@@ -28,11 +28,6 @@ class Entry:
     least: int = 1  # smallest side it takes
     step: int | None = 1  # sides go in multiples of this; None: `size` alone
     weights: str | None = None  # 'torchvision:<enum>.<tag>', 'timm:<model>.<tag>' or a URL
-
-    @property
-    def paper(self) -> str:
-        "Short names of its papers."
-        return ', '.join(self.roles)
 
 _entries: dict[str, Entry] = {}
 _papers = ('cross_dataset', 'memory_constrained', 'which_backbone', 'mobileone')    # modules that register, in this order
