@@ -5,15 +5,16 @@
 # %% auto #0
 __all__ = ['linear']
 
-# %% ../nbs/64_baseline.ipynb #f63b5e31
+# %% ../nbs/64_baseline.ipynb #1580b1e1
 import warnings
 
 import numpy as np
 
-from .data import Packed, carve
+from .data import Packed
 from .evaluate import metrics, predictions
+from .splits import carve
 
-# %% ../nbs/64_baseline.ipynb #fe1bcb89
+# %% ../nbs/64_baseline.ipynb #b0a13bf4
 def linear(
     data: Packed,
     val: float = 0.1,  # share of train for validation, as in the recipe
@@ -26,7 +27,7 @@ def linear(
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
     from threadpoolctl import threadpool_limits
-    at = carve(data.labels, data.split, val, seed)
+    at = carve(data.labels, data.split, val, seed, data.group)
     x = {s: data.images[i].reshape(len(i), -1).astype(np.float32) for s, i in at.items()}
     y = {s: data.labels[i] for s, i in at.items()}
     with warnings.catch_warnings(), threadpool_limits(1):    # one thread, so that sums are always taken in one order

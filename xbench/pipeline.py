@@ -4,16 +4,17 @@
 
 # %% auto #0
 __all__ = ['SECONDS', 'QUICK', 'strip', 'code', 'run', 'normalise', 'refresh', 'readme', 'prepare', 'cost', 'baseline', 'collect',
-           'network', 'networks', 'static', 'latency', 'derive', 'pipeline_file', 'check', 'kind', 'waves', 'paper',
-           'Report', 'main']
+           'network', 'networks', 'static', 'latency', 'derive', 'pipeline_file', 'check', 'look', 'between', 'kind',
+           'waves', 'paper', 'Report', 'main']
 
-# %% ../nbs/70_pipeline.ipynb #ef75a566
+# %% ../nbs/70_pipeline.ipynb #c335e776
 import argparse
 import ast
 import ctypes
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -147,12 +148,13 @@ def _shown(output):
     if 'text/markdown' in data: return ''.join(data['text/markdown'])
     return '```text\n' + ''.join(output.get('text') or data['text/plain']).strip() + '\n```'
 
-# %% ../nbs/70_pipeline.ipynb #73113508
+# %% ../nbs/70_pipeline.ipynb #adab4b54
 def prepare(profile: str, dataset: str) -> None:
-    "Pack a dataset of a profile."
-    from xbench import data
+    "Pack a dataset of a profile, and keep the list of its images as `results/<profile>/splits/<dataset>.csv`."
+    from xbench import pack
     settings = load()
-    data.prepare(resolve(settings, profile, settings.profiles[profile].backbones[0], dataset), force=True)
+    folder = pack.prepare(resolve(settings, profile, settings.profiles[profile].backbones[0], dataset), force=True)
+    with paths.whole(paths.results(profile)/'splits'/f'{dataset}.csv') as part: shutil.copyfile(folder/'ids.csv', part)
 
 def cost(profile: str, backbone: str) -> None:
     "Write a backbone's cost record: parameters, multiply-adds, elements."
@@ -249,15 +251,16 @@ def pipeline_file(profile: str) -> Path:
     "The `dvc.yaml` of a profile."
     return paths.root()/('dvc.yaml' if profile == 'demo' else f'pipelines/{profile}/dvc.yaml')
 
-# %% ../nbs/70_pipeline.ipynb #a60565d8
+# %% ../nbs/70_pipeline.ipynb #141fad89
 def check(
     settings: Settings,
     profile: str,
 ) -> None:
     "Raise `InputError` for what would fail later: an unknown profile, backbone or module, images that are not there or cannot be indexed."
-    from xbench import data
     from xbench.backbones import core
+    from xbench.cards import card
     from xbench.errors import unknown
+    from xbench.sources import open_source
     if profile == 'cost':
         from xbench.latency import check as possible
         core.load(settings.cost.module)
@@ -268,16 +271,44 @@ def check(
         for engine, _, dtype in (e.partition('-') for e in settings.cost.engines):
             possible(engine, dtype or 'float32', settings.cost.threads)
         return
-    if profile not in settings.profiles: raise unknown('profile', profile, [*settings.profiles, 'cost'], 'params.yaml')
+    if profile == 'data':
+        for slug, path in settings.data.checked.items(): card(slug), paths.source(path)
+        return
+    if profile not in settings.profiles: raise unknown('profile', profile, [*settings.profiles, 'cost', 'data'], 'params.yaml')
     for backbone in settings.profiles[profile].backbones:
         core.load(settings.backbone[backbone].module)
         core.entry(backbone)
-    for path in settings.profiles[profile].datasets.values(): data.open_source(paths.source(path))
+    for slug, path in settings.profiles[profile].datasets.items(): open_source(paths.source(path), slug, settings.dataset[slug].split)
 
-# %% ../nbs/70_pipeline.ipynb #a3e423b1
+# %% ../nbs/70_pipeline.ipynb #5a60d9ff
+def look(dataset: str) -> None:
+    "Check a dataset; keep the findings, the pairs, and what is needed to compare it with others."
+    from xbench.cards import card
+    from xbench.check import check as checked
+    from xbench.check import keep
+    found, _, seen, pairs = checked(paths.source(load().data.checked[dataset]), card(dataset), dataset, progress=False)
+    text = json.dumps(found, indent=1, ensure_ascii=False) + '\n'
+    with paths.whole(paths.results('data')/f'{dataset}.json') as part: part.write_text(text)
+    with paths.whole(paths.results('data')/'pairs'/f'{dataset}.csv') as part: pairs.to_csv(part, index=False, lineterminator='\n')
+    keep(seen, paths.root()/'build'/'data'/f'{dataset}.npz')
+
+def between() -> None:
+    "Images that two of the checked datasets share."
+    import pandas as pd
+
+    from xbench.check import kept, named, near
+    scans, rows = [kept(paths.root()/'build'/'data'/f'{d}.npz') for d in load().data.checked], []
+    for k, a in enumerate(scans):
+        for b in scans[k + 1:]:
+            pairs = named(near(a, b, turns=False), a, b)
+            rows.append({'a': a.name, 'b': b.name, 'copies': int(pairs.same.sum()), 'near': len(pairs),
+                         'example_a': pairs.a.get(0, ''), 'example_b': pairs.b.get(0, '')})
+    with paths.whole(paths.results('data')/'between.csv') as part: pd.DataFrame(rows).to_csv(part, index=False, lineterminator='\n')
+
+# %% ../nbs/70_pipeline.ipynb #a6b6c44e
 # seconds of a stage, two side by side on two cores; only until one of its kind has run
 SECONDS = {'nbcode': 1, 'code': 1, 'prepare': 3, 'cost': 8, 'train': 17, 'baseline': 8, 'collect': 3, 'table': 5, 'figure': 6,
-           'networks': 20, 'static': 8, 'latency': 25, 'compiled': 60, 'probe': 15}
+           'look': 15, 'networks': 20, 'static': 8, 'latency': 25, 'compiled': 60, 'probe': 15}
 
 def kind(stage: str) -> str:
     "What a stage is an instance of: `train` of `pipelines/lite/dvc.yaml:train@a-b-0`."
@@ -287,8 +318,8 @@ QUICK = ('nbcode', 'code')  # stages that take less time than DVC needs to start
 
 def waves(stages: list[str]) -> list[list[str]]:
     "Stages in groups that can run side by side, in the order of the pipeline."
-    order = [('nbcode', 'code', 'prepare', 'cost', 'networks'), ('train', 'baseline', 'static'), ('latency', 'compiled', 'probe'),
-             ('collect',), ('table', 'figure')]
+    order = [('nbcode', 'code', 'prepare', 'cost', 'networks', 'look'), ('train', 'baseline', 'static'), ('latency', 'compiled', 'probe'),
+             ('collect',), ('table', 'figure', 'gallery', 'leak')]
     return [[s for s in stages if kind(s) in kinds] for kinds in order]
 
 def paper(
@@ -298,7 +329,8 @@ def paper(
     "Bring a profile's paper up to date. Raises `InputError` for bad input, before work starts where it can be known."
     settings = load()
     check(settings, profile)
-    jobs = jobs or max(1, (os.cpu_count() or 1)//(settings.cost if profile == 'cost' else settings.profiles[profile]).threads)
+    threads = {'cost': settings.cost.threads, 'data': 1}.get(profile) or settings.profiles[profile].threads
+    jobs = jobs or max(1, (os.cpu_count() or 1)//threads)
     stages = _dvc('stage', 'list', '--name-only', str(pipeline_file(profile).relative_to(paths.root()))).split()
     report, ran, stale = Report(stages, jobs), 0, _stale(str(pipeline_file(profile)))
     for wave in waves(stages):
@@ -376,7 +408,7 @@ class Report:
 
     def _say(self, text): print(f'[{self.total - len(self.left)}/{self.total}] {text}', file=self.file, flush=True)
 
-# %% ../nbs/70_pipeline.ipynb #bf87ff46
+# %% ../nbs/70_pipeline.ipynb #ea3afbe6
 def main(argv: list[str] | None = None) -> None:
     "`python -m xbench.pipeline`: the commands of `dvc.yaml` and the Makefile."
     parser = argparse.ArgumentParser(prog='python -m xbench.pipeline')
@@ -388,7 +420,7 @@ def main(argv: list[str] | None = None) -> None:
     add('strip', 'source', 'target'), add('code', 'target', 'modules'), add('run', 'source', 'target', 'parameters')
     add('prepare', 'profile', 'dataset'), add('baseline', 'profile', 'dataset')
     add('cost', 'profile', 'backbone'), add('collect', 'profile'), add('derive'), add('readme'), add('refresh', 'notebook')
-    add('networks', 'folder'), add('static', 'backbone'), add('latency', 'backbone', 'engine')
+    add('networks', 'folder'), add('static', 'backbone'), add('latency', 'backbone', 'engine'), add('look', 'dataset'), add('between')
     add('paper', 'profile').add_argument('--jobs', type=int)
     a = parser.parse_args(argv)
     with one_line_errors():
@@ -401,6 +433,8 @@ def main(argv: list[str] | None = None) -> None:
         elif a.command == 'networks': networks(a.folder)
         elif a.command == 'static': static(a.backbone)
         elif a.command == 'latency': latency(a.backbone, a.engine)
+        elif a.command == 'look': look(a.dataset)
+        elif a.command == 'between': between()
         elif a.command == 'collect': collect(a.profile)
         elif a.command == 'paper': paper(a.profile, a.jobs)
         elif a.command == 'refresh': refresh(a.notebook)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['run_id', 'execute', 'environment']
 
-# %% ../nbs/60_runs.ipynb #cdf2b05b
+# %% ../nbs/60_runs.ipynb #8649e157
 import csv
 import hashlib
 import json
@@ -23,7 +23,9 @@ from . import data, paths
 from .backbones import core
 from .errors import InputError
 from .evaluate import metrics, predictions
+from .pack import prepare
 from .settings import Cell
+from .splits import carve
 from .train import fit, seed_epoch
 
 # %% ../nbs/60_runs.ipynb #6b561a09
@@ -36,7 +38,7 @@ def run_id(
     digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:8]
     return f'{paths.cell_name(cell.backbone, cell.dataset, cell.seed)}-{digest}'
 
-# %% ../nbs/60_runs.ipynb #e77526fb
+# %% ../nbs/60_runs.ipynb #ab4b1d06
 def execute(
     cell: Cell,
     out: str | Path | None = None,  # folder for the results; `work/<run id>` when not given
@@ -44,7 +46,7 @@ def execute(
 ) -> dict:  # run_id, out, history, metrics
     "Train a cell, or go on with it, and write its record. Raises `InputError` for bad input."
     start = time.perf_counter()
-    packed = data.load(data.prepare(cell, progress=progress))
+    packed = data.load(prepare(cell, progress=progress))
     run = run_id(cell, packed.card['hash'])
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     if device == 'cpu': torch.set_num_threads(cell.threads)
@@ -53,19 +55,23 @@ def execute(
     model = core.create(cell.backbone, len(packed.card['classes']), **cell.options).to(device)
     history, prob = fit(model, packed, cell.recipe, cell.seed, paths.work(run), run, progress)
     test = np.flatnonzero(packed.split == 'test')
-    kept = predictions(_names(cell)[test], packed.labels[test], prob)
+    kept = predictions(packed.name[test], packed.labels[test], prob)
     found = {'run_id': run, **metrics(kept), 'val_top1': history[-1]['val_top1'], 'device': device, 'size': cell.images.size,
              'train_images': packed.card['counts']['train'], 'epochs': cell.recipe.epochs, 'batch': cell.recipe.batch, 'lr': cell.recipe.lr}
     out = Path(out) if out else paths.work(run)
-    _write(out, cell, run, history, kept, found, packed.card, time.perf_counter() - start)
+    _write(out, cell, run, history, kept, found, packed, time.perf_counter() - start)
     return {'run_id': run, 'out': out, 'history': history, 'metrics': found}
 
-def _names(cell):
-    with open(paths.packed(cell.profile, cell.dataset)/'ids.csv', newline='') as f:
-        return np.array([row['name'] for row in csv.DictReader(f)])
+def _split(packed, cell):
+    "Which images were learnt from, chosen by and judged on, so that the record can be held against the list of ids."
+    at = carve(packed.labels, packed.split, cell.recipe.val, cell.seed, packed.group)
+    named = '\n'.join(packed.name[at['val']])
+    return {'split': packed.card['split'],
+            'ids': f'packed/{cell.profile}/{cell.dataset}/ids.csv', 'ids_sha256': packed.card['split_sha256'],
+            **{s: len(i) for s, i in at.items()}, 'val_sha256': hashlib.sha256(named.encode()).hexdigest()}
 
-# %% ../nbs/60_runs.ipynb #f627741f
-def _write(out, cell, run, history, kept, found, card, seconds):
+# %% ../nbs/60_runs.ipynb #2ef4e0d7
+def _write(out, cell, run, history, kept, found, packed, seconds):
     name = paths.cell_name(cell.backbone, cell.dataset, cell.seed)
     cells, runs = out/'cells'/name, out/'runs'/name
     with paths.whole(cells/'metrics.json') as part: part.write_text(json.dumps(found, indent=1) + '\n')
@@ -75,7 +81,8 @@ def _write(out, cell, run, history, kept, found, card, seconds):
         rows.writerows(history)
     with paths.whole(runs/'predictions.npz') as part, open(part, 'wb') as f: np.savez_compressed(f, **kept)
     made = {'run_id': run, 'cell': {**vars(cell), 'recipe': cell.recipe.model_dump(), 'images': cell.images.model_dump()},
-            'data': {k: card[k] for k in ('name', 'hash', 'sha256', 'counts')}, **environment(), 'seconds': round(seconds, 1)}
+            'data': {k: packed.card[k] for k in ('name', 'hash', 'sha256', 'counts')} | _split(packed, cell),
+            **environment(), 'seconds': round(seconds, 1)}
     with paths.whole(runs/'run.json') as part: part.write_text(json.dumps(made, indent=1) + '\n')
 
 def environment() -> dict:  # commit, dirty, date, device_name, versions

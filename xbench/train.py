@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['seed_epoch', 'train_epoch', 'predict', 'save_checkpoint', 'load_checkpoint', 'recalibrate', 'fit']
 
-# %% ../nbs/51_train.ipynb #e066f837
+# %% ../nbs/51_train.ipynb #42e4b0ac
 import pickle
 import sys
 from pathlib import Path
@@ -17,18 +17,19 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
-from .augment import Augment
-from .data import Packed, carve
+from .augment import Augment, batches
+from .data import Packed
 from .errors import InputError
 from .paths import whole
 from .recipes import lr_at, optimizer
+from .splits import carve
 
 # %% ../nbs/51_train.ipynb #49bd1ed7
 def seed_epoch(seed: int, epoch: int) -> None:
     "Seed torch for one epoch of a run; -1 is the initialisation."
     torch.manual_seed(seed*100_003 + epoch + 1)
 
-# %% ../nbs/51_train.ipynb #38d70b7f
+# %% ../nbs/51_train.ipynb #b977df4a
 def train_epoch(
     model: nn.Module,
     opt: torch.optim.Optimizer,
@@ -42,12 +43,10 @@ def train_epoch(
 ) -> tuple[float, float]:  # mean loss, last learning rate
     "One pass over the training images in random order; a last batch that is not full is left out."
     device, batch = next(model.parameters()).device, min(recipe.batch, len(at))
-    order, steps = at[torch.randperm(len(at)).numpy()], len(at)//batch
+    steps = len(at)//batch
     model.train()
     total = torch.zeros((), device=device)
-    for step in range(steps):
-        chosen = np.sort(order[step*batch:(step + 1)*batch])
-        x, y = augment.train(images[chosen], labels[chosen])
+    for step, (x, y) in enumerate(batches(images, labels, at, augment, batch, epoch)):
         for group in opt.param_groups: group['lr'] = lr = lr_at(epoch*steps + step, steps, recipe)
         loss = cross_entropy(model(x.to(device)), y.to(device), label_smoothing=recipe.label_smoothing)
         opt.zero_grad()
@@ -115,7 +114,7 @@ def recalibrate(
     for m, momentum in zip(norms, momenta): m.momentum = momentum
     model.eval()
 
-# %% ../nbs/51_train.ipynb #51bc24aa
+# %% ../nbs/51_train.ipynb #229916d6
 def fit(
     model: nn.Module,  # fresh, with as many outputs as the data has classes
     data: Packed,
@@ -127,8 +126,8 @@ def fit(
     epochs: int | None = None,  # stop after so many epochs, to be continued; all when not given
 ) -> tuple[list[dict], np.ndarray | None]:  # an entry an epoch; test probabilities in packed order, None if not finished
     "Train, resuming from the folder's checkpoint if there is one. Raises `InputError` if the loss is not finite."
-    at = carve(data.labels, data.split, recipe.val, seed)
-    augment = Augment(recipe, data.card['mean'], data.card['std'], len(data.card['classes']))
+    at = carve(data.labels, data.split, recipe.val, seed, data.group)
+    augment = Augment(recipe, data.card['mean'], data.card['std'], len(data.card['classes']), len(data.labels), seed)
     checkpoint = Path(work)/'checkpoint.pt' if work else None
     model.to(memory_format=torch.channels_last)
     opt = optimizer(model.parameters(), recipe)
