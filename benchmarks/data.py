@@ -58,9 +58,9 @@ def rate(run, n, rounds=ROUNDS):
 def folder(path, size):
     """Some thousand real JPEG images as an image folder, in the size that they are found in."""
     name = 'flowers5' if size == 224 else 'tinyimagenet184'
-    try: path = paths.source(settings().data.checked[name])
-    except ValueError: name, path = 'photographs', paths.root()/'data'/'photographs.tar.xz'
-    source = open_source(path, name)
+    try: archive = paths.source(settings().data.checked[name])
+    except ValueError: name, archive = 'photographs', paths.root()/'data'/'photographs.tar.xz'
+    source = open_source(archive, name)
     kept = by_hash([i.name for i in source.items if i.split == 'train'])[:IMAGES[size]]
     label = {i.name: i.label for i in source.items}
     for k, (n, content) in enumerate(source.read(set(kept))):
