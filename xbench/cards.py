@@ -5,16 +5,15 @@
 # %% auto #0
 __all__ = ['FIELDS', 'CARDS', 'cards', 'card', 'blank_card', 'paper_counts']
 
-# %% ../nbs/40_cards.ipynb #2aef2f2d
+# %% ../nbs/40_cards.ipynb #fb613ab2
 import json
 from pathlib import Path
 
 import xbench
 from . import paths
 from .errors import InputError, unknown
-from .published import table
 
-# %% ../nbs/40_cards.ipynb #ac66e83c
+# %% ../nbs/40_cards.ipynb #ea15f0a9
 FIELDS = {
     'name': 'slug', 'title': 'proper name', 'domain': 'what the images show', 'classes': 'number of classes',
     'counts': 'labelled images a split as the source has them; `all` where it has no split',
@@ -63,5 +62,6 @@ def paper_counts(
     return {paper: row if isinstance(row, dict) else _row(paper, row) for paper, row in card(slug)['papers'].items()}
 
 def _row(paper, row):
+    from xbench.published import table
     found = table(paper, {'cross_dataset': 2, 'which_backbone': 3}[paper]).loc[row]
     return {k: int(str(found[k]).replace(',', '')) for k in ('train', 'test', 'classes')}

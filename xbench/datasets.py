@@ -20,7 +20,7 @@ from .errors import InputError, unknown
 from .settings import load
 from .sources import open_source
 
-# %% ../nbs/49_datasets.ipynb #2180a955
+# %% ../nbs/49_datasets.ipynb #42155995
 def locate(
     name: str,  # of a dataset, or a path of images
 ) -> tuple[dict, Path | None]:  # its card; where its images are, None if they are not here
@@ -53,6 +53,7 @@ def describe(name: str) -> dict:
     "A dataset's card, what the papers say of its size, and what lies on the disk if it is here."
     c, where = locate(name)
     c |= {'papers': paper_counts(name) if name in cards() else {}, 'here': where is not None}
+    if where and (where/'fetched.json').is_file(): c['fetched'] = json.loads((where/'fetched.json').read_text())['files']
     if where is None: return c
     source = open_source(where, c['name'])
     counts = dict(Counter(i.split for i in source.items))

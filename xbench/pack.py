@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['GREY', 'CHUNK', 'BLOCK', 'HASH', 'STATE', 'fitted', 'pack', 'checksum', 'prepare']
 
-# %% ../nbs/44_pack.ipynb #8c6fd63c
+# %% ../nbs/44_pack.ipynb #eb3f8544
 import csv
 import hashlib
 import json
@@ -17,17 +17,16 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import pooch
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from . import paths
 from .cards import blank_card, card, cards
 from .errors import InputError
-from .sources import decode, open_source
+from .sources import decode, images_of, open_source
 from .splits import choose
 
-# %% ../nbs/44_pack.ipynb #a0240157
+# %% ../nbs/44_pack.ipynb #259c2c7d
 GREY = (124, 116, 104)    # ImageNet's mean, what pads
 CHUNK, BLOCK, HASH = 32, 2**23, 16    # images and bytes that a thread gets at a time; letters kept of a hash
 STATE = np.dtype([('done', 'u1'), ('hash', f'S{HASH}'), ('side', 'i4', 2)])
@@ -83,9 +82,10 @@ def pack(
 
 def checksum(
     path: str | Path,
-) -> str:  # 64 hex digits
-    "SHA-256 of a file."
-    return pooch.file_hash(path, 'sha256')
+    kind: str = 'sha256',  # or md5
+) -> str:  # hex digits
+    "Checksum of a file."
+    with open(path, 'rb') as f: return hashlib.file_digest(f, kind).hexdigest()
 
 def _verified(path, slug, known):
     "Checksum of an archive, held against its card."
@@ -93,7 +93,7 @@ def _verified(path, slug, known):
     expected = {of_name[path.name]} if path.name in of_name else set(of_name.values()) if known['access'] == 'here' else set()
     digest = checksum(path)
     if expected and f'sha256:{digest}' not in expected and not any(
-            e.startswith('md5:') and pooch.file_hash(path, 'md5') == e[4:] for e in expected):
+            e.startswith('md5:') and checksum(path, 'md5') == e[4:] for e in expected):
         raise InputError(f'{path}: checksum sha256:{digest} is not that of {slug} ({", ".join(sorted(expected))}); '
                          'fetch it again, or give your own images another name')
     return digest
@@ -121,7 +121,7 @@ def _check_space(out, need):
         raise InputError(f'{out}: packing needs {need*1.1/1e6:.0f} MB and {folder} has {free/1e6:.0f} MB free; '
                          'make room, or lower images.train and images.size')
 
-# %% ../nbs/44_pack.ipynb #921cf13d
+# %% ../nbs/44_pack.ipynb #ef3037db
 def _fill(file, state, source, items, size, fit, workers, slug, progress):
     place = {i.name: k for k, i in enumerate(items) if not state['done'][k]}
     head, row = os.fstat(file.fileno()).st_size - len(items)*size[0]*size[1]*3, size[0]*size[1]*3
@@ -164,11 +164,13 @@ def _finish(part, source, items, state, size, fit):
         rows.writerows([i.split, i.label, i.name, i.group, h.decode()] for i, h in zip(items, state['hash']))
     train = np.array([i.split == 'train' for i in items])
     seen = np.zeros((3, 256), np.int64)
-    images = np.load(part/'images.npy', mmap_mode='r')
-    step = max(1, BLOCK//(size[0]*size[1]*3))
-    for k in range(0, len(items), step):
-        x = images[k:k + step][train[k:k + step]]
-        for c in range(3): seen[c] += np.bincount(x[..., c].ravel(), minlength=256)
+    row = size[0]*size[1]*3
+    step = max(1, BLOCK//row)
+    with open(part/'images.npy', 'rb') as f:
+        f.seek(-len(items)*row, os.SEEK_END)
+        for k in range(0, len(items), step):
+            x = np.frombuffer(f.read(step*row), np.uint8).reshape(-1, row//3, 3)[train[k:k + step]]
+            for c in range(3): seen[c] += np.bincount(x[..., c].ravel(), minlength=256)
     value = np.arange(256)/255
     mean = seen @ value/seen.sum(1)
     std = np.sqrt(np.maximum(seen @ value**2/seen.sum(1) - mean**2, 1e-6))
@@ -182,7 +184,7 @@ def _finish(part, source, items, state, size, fit):
             'imbalance': round(float(per_class.max()/per_class.min()), 2), 'split': source.split,
             'split_sha256': checksum(part/'ids.csv'), 'hash': digest.hexdigest()[:HASH]}
 
-# %% ../nbs/44_pack.ipynb #18293583
+# %% ../nbs/44_pack.ipynb #a37b26fd
 def prepare(
     cell,  # `xbench.settings.Cell`: profile, dataset, path, images and split are used
     force: bool = False,  # pack even if the folder is there
@@ -201,5 +203,6 @@ def prepare(
 
 def _listing(source):
     "What tells that files were added, removed or replaced: names and sizes."
+    source = images_of(source)
     files = [source] if source.is_file() else sorted(f for f in source.rglob('*') if f.is_file())
     return hashlib.sha256(repr([(f.relative_to(source).as_posix(), f.stat().st_size) for f in files]).encode()).hexdigest()[:HASH]

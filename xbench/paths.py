@@ -34,7 +34,7 @@ def cell_name(
     "The name of one cell of the study's grid."
     return f'{backbone}-{dataset}-s{seed}'
 
-# %% ../nbs/01_paths.ipynb #165a5dbe
+# %% ../nbs/01_paths.ipynb #88fd95d1
 def packed(profile: str, dataset: str) -> Path:
     "Folder of a dataset's packed images in a profile's size."
     return root()/'packed'/profile/dataset
@@ -47,7 +47,7 @@ def work(run_id: str) -> Path:
     "Folder of a run's checkpoint and weights; never tracked, safe to delete when nothing is running."
     return root()/'work'/run_id
 
-def datasets(slug: str = '') -> Path:
+def datasets(slug: str | Path = '') -> Path:
     "Folder of a dataset that was fetched or added: below `datasets/`, or below XBENCH_DATA if that is set."
     home = os.environ.get('XBENCH_DATA')
     return (Path(home).expanduser().resolve() if home else root()/'datasets')/slug
@@ -56,7 +56,7 @@ def paper(profile: str) -> Path:
     "Folder of a profile's finished tables, figures and executed notebooks."
     return root()/'paper'/profile
 
-# %% ../nbs/01_paths.ipynb #3e16ff27
+# %% ../nbs/01_paths.ipynb #e103589c
 def source(
     path: str | Path,  # an image folder, an archive or a MedMNIST `.npz`; absolute, or relative to the project
 ) -> Path:  # absolute path of an existing file or folder
@@ -65,10 +65,12 @@ def source(
     looked = [path] if path.is_absolute() else [root()/path]
     if not path.is_absolute() and (folder := os.environ.get('XBENCH_DATASETS')):
         looked += [Path(folder)/path, Path(folder)/path.name]
+    if path.parts[:1] == ('datasets',): looked.append(datasets(Path(*path.parts[1:])))
     for candidate in looked:
         if candidate.exists(): return candidate.resolve()
     raise InputError(f'{path}: no such file or folder (looked at {", ".join(map(str, looked))}); '
-                     'mend the path, run `dvc pull data.dvc`, or set XBENCH_DATASETS to the folder that holds it')
+                     'mend the path, run `dvc pull data.dvc` for embedded images or `xbench data fetch NAME` for a dataset of the study, '
+                     'or set XBENCH_DATASETS to the folder that holds it')
 
 # %% ../nbs/01_paths.ipynb #682da1ed
 @contextmanager
