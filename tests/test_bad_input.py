@@ -72,8 +72,8 @@ def test_a_full_disk_is_noticed_before_packing(checkout, tmp_path):
     if subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=1m', 'tmpfs', small_disk], capture_output=True).returncode:
         pytest.skip('cannot mount')
     try:
-        code = ('from xbench import data, errors\nimport sys\n'
-                f'with errors.one_line_errors(): data.pack("data/digits.tar.xz", {str(small_disk/"packed")!r}, 32, "digits")')
+        code = ('from xbench import errors, pack\n'
+                f'with errors.one_line_errors(): pack.pack("data/digits.tar.xz", {str(small_disk/"packed")!r}, 32, "digits")')
         done = checkout.run('python', '-c', code, code=2)
         assert 'packing needs' in done.stderr and len(done.stderr.splitlines()) == 1 and not list(small_disk.iterdir())
     finally: subprocess.run(['umount', small_disk], check=True)

@@ -121,13 +121,14 @@ def _check_space(out, need):
         raise InputError(f'{out}: packing needs {need*1.1/1e6:.0f} MB and {folder} has {free/1e6:.0f} MB free; '
                          'make room, or lower images.train and images.size')
 
-# %% ../nbs/44_pack.ipynb #ef3037db
+# %% ../nbs/44_pack.ipynb #86b52512
 def _fill(file, state, source, items, size, fit, workers, slug, progress):
     place = {i.name: k for k, i in enumerate(items) if not state['done'][k]}
     head, row = os.fstat(file.fileno()).st_size - len(items)*size[0]*size[1]*3, size[0]*size[1]*3
     def work(chunk):
         for name, content in chunk:
-            image, k = decode(content, f'{source.path}: {name}'), place[name]
+            try: image, k = decode(content, name), place[name]
+            except InputError as e: raise InputError(f'{source.path}: {e}') from None
             os.pwrite(file.fileno(), fitted(image, size, fit).tobytes(), head + k*row)
             state[k] = 1, hashlib.sha256(content).hexdigest()[:HASH], image.size
         return len(chunk)

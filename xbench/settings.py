@@ -55,7 +55,7 @@ class Backbone(Overrides):
     options: dict[str, Any] = {}  # keyword arguments of the backbone's constructor
     module: str | None = None  # a module to import first, for a backbone of your own
 
-# %% ../nbs/11_settings.ipynb #f6bc604d
+# %% ../nbs/11_settings.ipynb #34d36f59
 Slug = Annotated[str, Field(pattern=r'^[a-z0-9_]+$')]
 
 Side = Annotated[StrictInt, Field(ge=8, le=1024)]
@@ -67,7 +67,7 @@ class Dataset(Overrides):
 class Images(_Block):
     "How images are packed."
     size: Side | tuple[Side, Side]  # side in pixels, or height and width
-    fit: Literal['squash', 'crop', 'pad']  # how other aspects are brought to it
+    fit: Literal['squash', 'crop', 'pad'] = 'squash'  # how other aspects are brought to it
     train: Annotated[StrictInt, Field(ge=2)] | None  # at most so many training images a dataset; null: all
     test: Annotated[StrictInt, Field(ge=1)] | None  # the same for test images
 
