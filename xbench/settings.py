@@ -158,7 +158,7 @@ def _cross_check(settings, key, profile, name):
         if d not in settings.dataset: raise unknown('dataset', d, settings.dataset, f'{where}.datasets')
         for b in profile.backbones: resolve(settings, key, b, d)
 
-# %% ../nbs/11_settings.ipynb #f602dba9
+# %% ../nbs/11_settings.ipynb #03a00030
 @dataclass(frozen=True)
 class Cell:
     "Everything that decides the result of one training run, but for code and pixels."
@@ -204,7 +204,7 @@ def resolve(
 def _dataset(profile, dataset, known):
     "Slug and path of a dataset that is named by slug or by path; images of your own never take a slug of the study."
     if dataset in profile.datasets: return dataset, profile.datasets[dataset]
-    if (fetched := paths.datasets(dataset)).is_dir(): return dataset, str(fetched)
+    if re.fullmatch('[a-z0-9_]+', dataset) and (fetched := paths.datasets(dataset)).is_dir(): return dataset, str(fetched)
     if not re.search(r'[/.]', dataset): raise unknown('dataset', dataset, profile.datasets, 'params.yaml')
     stem = re.sub(r'(\.tar)?(\.\w+)?$', '', Path(dataset).name) or 'images'
     slug = re.sub(r'[^a-z0-9_]+', '_', stem.lower())
