@@ -11,7 +11,7 @@ from conftest import ROOT
 
 FOLDER = ROOT/'nbs'/'studies'
 STUDIES = sorted(p.relative_to(FOLDER).as_posix() for p in FOLDER.rglob('*.ipynb')
-                 if 'checkpoint' not in p.name and p.name != 'leak.ipynb')     # that one is about a dataset that does not come with the clone
+                 if 'checkpoint' not in p.name and p.name != 'leak.ipynb')     # its dataset does not come with the clone
 TABLES = {f'table@table{n}' for n in range(1, 6)}
 MEASURED = {'collect', 'table@table3', 'table@table4', 'figure@figure1'}
 CELLS = {f'train@{b}-{d}-0' for b in ('convnext', 'shufflenet') for d in ('digits', 'tissue')}
