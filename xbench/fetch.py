@@ -132,7 +132,7 @@ def _contents(archive):
             for m in tar:
                 if not m.isdir(): yield safe_name(archive, m.name, m.isreg()), tar.extractfile(m)
 
-# %% ../nbs/41_fetch.ipynb #c90a26be
+# %% ../nbs/41_fetch.ipynb #08596e04
 def fetch(
     slug: str,  # slug of a dataset with a card
     progress: bool = True,  # bars on standard error
@@ -140,7 +140,7 @@ def fetch(
     "Have a dataset on this machine. Raises `InputError` that says what to download, and where to put it, if it cannot be fetched."
     c, home = card(slug), paths.datasets(slug)
     if c['access'] == 'here': raise InputError(f'{slug}: comes with the project or beside it, nothing to fetch; `xbench data show {slug}`')
-    if not c['files']: raise InputError(f"{slug}: {c['how']}")
+    if c['access'] == 'path': raise InputError(f"{slug}: {c['how']}")
     if (home/'fetched.json').exists() and (home/'files').is_dir(): return home
     record = _recorded(home)
     wanted = [f for f in c['files'] if f['url'] or c['access'] == 'hand']    # an open dataset may be had in another form too
