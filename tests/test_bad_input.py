@@ -1,9 +1,7 @@
 """Bad input: one line that names the file or key and the fix, exit code 2, before any work, nothing left behind."""
 import json
 import shutil
-import signal
 import subprocess
-import time
 
 import pytest
 from conftest import ROOT, Checkout
@@ -79,30 +77,18 @@ def test_a_full_disk_is_noticed_before_packing(checkout, tmp_path):
     finally: subprocess.run(['umount', small_disk], check=True)
 
 
-def test_a_killed_run_resumes_to_the_same_bytes(checkout, tmp_path):
-    """SIGKILL once a checkpoint is there; started again, it ends as if nothing had happened."""
-    checkout.settings(demo__images={'size': 32, 'train': 256, 'test': 64}, demo__train={'epochs': 6, 'warmup_epochs': 1, 'batch': 16})
-    command = [*('xbench', 'train', 'convnext', 'digits', '--out')]
-    checkout.run(*command, tmp_path/'whole')
+def test_a_checkpoint_of_other_settings_is_refused_with_a_table(checkout, tmp_path):
+    """Stopped by SIGTERM; its checkpoint, moved to where another run looks, is not taken for that run's."""
+    command = ('xbench', 'train', 'shufflenet', 'digits', '--out', tmp_path, '--set', 'epochs=40')
+    process = subprocess.Popen(command, cwd=checkout.path, env=checkout.env, stderr=subprocess.PIPE, text=True)
+    while 'loss' not in process.stderr.readline(200): pass    # the bar is on its way
+    process.terminate()
+    assert process.wait() == 130 and 'goes on from there' in process.stderr.read()
+    stopped = next(checkout.path.glob('work/*/checkpoint.pt'))
+    row = json.loads(checkout.run(*command[:-1], 'epochs=1', '--set', 'warmup_epochs=0', '--format', 'json').stdout)[0]
+    shutil.copy(stopped, checkout.path/'work'/row['run_id']/'checkpoint.pt')
+    done = checkout.run(*command[:-1], 'epochs=1', '--set', 'warmup_epochs=0', '--again', code=2)
+    lines = [line.split() for line in done.stderr.splitlines() if line.startswith('  ')]
+    assert 'checkpoint of a run with other settings' in done.stderr
+    assert lines == [['setting', 'there', 'now'], ['recipe.epochs', '40', '1'], ['recipe.warmup_epochs', '1', '0']]
     shutil.rmtree(checkout.path/'work')
-    process = subprocess.Popen([*command, tmp_path/'killed'], cwd=checkout.path, env=checkout.env, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not list(checkout.path.glob('work/*/checkpoint.pt')) and time.monotonic() < deadline: time.sleep(.02)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL, 'it ended before it could be killed'
-    assert not (tmp_path/'killed').exists()
-    checkout.run(*command, tmp_path/'killed')
-    for kind, file in (('cells', 'history.csv'), ('cells', 'metrics.json'), ('runs', 'predictions.npz')):
-        name = f'{kind}/convnext-digits-s0/{file}'
-        assert (tmp_path/'whole'/name).read_bytes() == (tmp_path/'killed'/name).read_bytes(), name
-
-
-def test_a_checkpoint_of_another_backbone_is_refused(checkout, tmp_path):
-    row = json.loads(checkout.run('xbench', 'train', 'convnext', 'digits', '--out', tmp_path, '--format', 'json').stdout)[0]
-    run = checkout.path/'work'/row['run_id']
-    code = ('import torch, sys; from xbench.train import *; from xbench.errors import one_line_errors; from pathlib import Path\n'
-            f'net = torch.nn.Linear(1, 1); opt = torch.optim.Adam(net.parameters())\n'
-            f'save_checkpoint(Path({str(run)!r})/"checkpoint.pt", "starnet-digits-s0-00000000", net, opt, [])')
-    checkout.run('python', '-c', code)
-    done = checkout.run('xbench', 'train', 'convnext', 'digits', '--out', tmp_path, code=2)
-    assert 'checkpoint of starnet-digits-s0-00000000' in done.stderr and 'delete it' in done.stderr

@@ -20,8 +20,8 @@ MODULES = sorted(m.name for m in pkgutil.walk_packages(xbench.__path__, 'xbench.
 LINES = [['errors', 'paths'], ['xscore'], ['settings', 'published'],
          ['backbones', 'elements', 'cost', 'latency', 'export'],
          ['cards', 'splits', 'sources', 'fetch', 'pack', 'data', 'augment', 'corrupt', 'check', 'datasets'],
-         ['recipes', 'train', 'evaluate'],
-         ['baseline', 'runs', 'results', 'figures', 'score'], ['warm', 'pipeline', 'cli']]
+         ['recipes', 'checkpoint', 'train', 'evaluate'],
+         ['baseline', 'runs', 'plan', 'results', 'figures', 'score'], ['warm', 'pipeline', 'cli']]
 LEVEL = {name: i for i, line in enumerate(LINES) for name in line}
 
 

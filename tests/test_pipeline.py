@@ -84,7 +84,7 @@ def test_a_sentence_of_the_training_notebook_reruns_no_cell(small):
 def test_a_docstring_of_the_training_code_reruns_no_cell(small):
     path = small.path/'xbench'/'train.py'
     text = path.read_text()
-    path.write_text(text.replace('"One pass over the training images', '"One pass, in other words, over the training images'))
+    path.write_text(text.replace('"One step of the optimiser.', '"One step, in other words, of the optimiser.'))
     assert path.read_text() != text and small.repro() == {'code'}
     small.run('git', 'checkout', '-q', '.')
     small.run('dvc', 'repro', '-q')

@@ -15,7 +15,7 @@ import numpy as np
 
 from .errors import InputError
 
-# %% ../nbs/45_data.ipynb #5c75b116
+# %% ../nbs/45_data.ipynb #8ab1711d
 @dataclass(frozen=True)
 class Packed:
     "A packed dataset; images stay on disk until they are read."
@@ -25,6 +25,14 @@ class Packed:
     card: dict
     group: np.ndarray | None = None  # of str, N: what an image shares with others; empty: nothing
     name: np.ndarray | None = None  # of str, N: in the source
+
+    def check(self) -> None:
+        "Raise `InputError` for a label that is none of the card's classes."
+        wrong, classes = np.flatnonzero((self.labels < 0) | (self.labels >= len(self.card['classes']))), len(self.card['classes'])
+        if len(wrong):
+            which = self.name[wrong[0]] if self.name is not None else wrong[0]
+            raise InputError(f'image {which}: class {self.labels[wrong[0]]}, but there are {classes} classes, counted from 0; '
+                             'mend its label and pack it again')
 
 def load(
     folder: str | Path,  # as written by `pack`

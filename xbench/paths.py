@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['root', 'cell_name', 'packed', 'results', 'work', 'datasets', 'paper', 'source', 'whole']
 
-# %% ../nbs/01_paths.ipynb #f200f98a
+# %% ../nbs/01_paths.ipynb #52a02148
+import glob
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -72,16 +73,24 @@ def source(
                      'mend the path, run `dvc pull data.dvc` for embedded images or `xbench data fetch NAME` for a dataset of the study, '
                      'or set XBENCH_DATASETS to the folder that holds it')
 
-# %% ../nbs/01_paths.ipynb #682da1ed
+# %% ../nbs/01_paths.ipynb #373708e0
 @contextmanager
 def whole(
     path: str | Path,  # file to write
 ) -> Iterator[Path]:  # temporary name to write to
-    "Write a file whole or not at all: it gets its name only when the block ends well. Makes the folder if needed."
+    "Write a file whole or not at all: it gets its name only when the block ends well. Clears what killed processes left of it."
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f'.{glob.escape(path.name)}.*.part'):
+        if not _alive(int(left.name.split('.')[-2])): left.unlink(missing_ok=True)
     part = path.with_name(f'.{path.name}.{os.getpid()}.part')
     try:
         yield part
         os.replace(part, path)
     finally: part.unlink(missing_ok=True)
+
+def _alive(process):
+    try: os.kill(process, 0)
+    except ProcessLookupError: return False
+    except PermissionError: pass
+    return True

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TIDY', 'TIDY_COST', 'ESCAPES', 'tidy_runs', 'tidy_curves', 'tidy_baseline', 'tidy_cost', 'tidy_datasets',
-           'tidy_forms', 'tidy_anatomy', 'tidy_latency', 'collect', 'read', 'accuracy', 'deployed', 'beside',
+           'tidy_forms', 'tidy_anatomy', 'tidy_latency', 'collect', 'read', 'accuracy', 'seeds', 'deployed', 'beside',
            'half_unit', 'save_table']
 
 # %% ../nbs/61_results.ipynb #c79fc9f5
@@ -18,7 +18,7 @@ from .errors import InputError, unknown
 from .published import cells
 from .settings import Settings
 
-# %% ../nbs/61_results.ipynb #be10b136
+# %% ../nbs/61_results.ipynb #5e9e1ab8
 def _read(path, what, reader=lambda p: json.loads(p.read_text())):
     try: return reader(path)
     except FileNotFoundError: raise InputError(f'{path}: {what} is not there yet; run `make paper` or `dvc repro`') from None
@@ -37,8 +37,8 @@ def tidy_runs(
     for b, d, s in _grid(settings, profile):
         m = _read(paths.results(profile)/'cells'/paths.cell_name(b, d, s)/'metrics.json', 'a run')
         who = {'run_id': m['run_id'], 'profile': profile, 'paper': paper, 'backbone': b, 'dataset': d, 'seed': s}
-        conditions = {k: m[k] for k in ('device', 'size', 'train_images', 'epochs', 'batch', 'lr')}
-        test = [k for k in ('top1', 'top5', 'macro_f1', 'balanced', 'chance', 'majority')]
+        conditions = {k: m[k] for k in ('device', 'precision', 'size', 'train_images', 'epochs', 'batch', 'passes', 'lr')}
+        test = ('top1', 'top5', 'macro_f1', 'balanced', 'ece', 'chance', 'majority')
         rows += [who | {'split': 'test', 'n': m['n'], 'metric': k, 'value': m[k]} | conditions for k in test]
         rows.append(who | {'split': 'val', 'n': None, 'metric': 'top1', 'value': m['val_top1']} | conditions)
     return pd.DataFrame(rows).astype({'n': 'Int64'})
@@ -139,6 +139,19 @@ def accuracy(
     rows = tidy[(tidy.split == 'test') & (tidy.metric == metric)]
     wide = rows.pivot_table(index='backbone', columns='dataset', values='value', aggfunc='mean')
     return wide.loc[rows.backbone.unique(), rows.dataset.unique()].rename_axis(index=None, columns=None)
+
+# %% ../nbs/61_results.ipynb #25ded84b
+def seeds(
+    tidy: pd.DataFrame,  # from `tidy_runs`
+    metric: str = 'top1',
+) -> pd.DataFrame:  # a row a backbone and dataset: n, mean, std (sample; none of one), best, chosen
+    "What several seeds say of a test metric."
+    test = tidy[(tidy.split == 'test') & (tidy.metric == metric)]
+    val = tidy[(tidy.split == 'val') & (tidy.metric == 'top1')].set_index(['backbone', 'dataset', 'seed']).value
+    by = ['backbone', 'dataset']
+    table = test.groupby(by, sort=False).value.agg(n='size', mean='mean', std='std', best='max')
+    ranked = test.assign(val=val.reindex(pd.MultiIndex.from_frame(test[[*by, 'seed']])).to_numpy()).sort_values('val', kind='stable')
+    return table.assign(chosen=ranked.groupby(by).value.last()).reset_index()
 
 # %% ../nbs/61_results.ipynb #00081309
 def deployed(

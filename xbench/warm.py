@@ -21,13 +21,14 @@ from pathlib import Path
 
 VARIABLE = 'XBENCH_WARM'  # environment variable that names the socket of the warm process
 
-# %% ../nbs/69_warm.ipynb #55380c76
+# %% ../nbs/69_warm.ipynb #e5b9fa8a
 def serve(
     address: str,  # path of the socket to make
 ) -> None:
     "Import the heavy packages, then fork a kernel for every connection, until killed."
     os.environ['MPLBACKEND'] = 'module://matplotlib_inline.backend_inline'    # read at import; as in any kernel
     import ipykernel.kernelapp  # noqa: F401
+    import lightning_fabric  # noqa: F401
     import matplotlib.pyplot  # noqa: F401
     import timm  # noqa: F401
     import torch._dynamo  # noqa: F401

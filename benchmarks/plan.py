@@ -1,0 +1,62 @@
+"""What `xbench train --dry-run` says against the time that the run then takes, and what the papers' recipes would take on this machine.
+
+    python benchmarks/plan.py [accuracy recipes]
+
+Target: the median of three estimates within 30 % of the true time, for three cells. Packing is done before and not counted, by either.
+`recipes` times a few steps of one cell of each paper's recipe as it stands; in place of fp16, which a CPU has not, float32 is timed.
+"""
+import json
+import statistics
+import subprocess
+import sys
+import time
+
+import torch
+
+from xbench import pack, paths, settings
+from xbench.latency import device_name, versions
+
+CELLS = [('lite', 'starnet', 'cifar10'), ('lite', 'mobilenet', 'scenes15'), ('demo', 'mobilevit', 'tissue')]
+RECIPES = {'cross_dataset': ('full', 'starnet', 'cifar100', {}), 'memory_constrained': ('full', 'mobilenet_v3_small', 'cifar10', {}),
+           'which_backbone': ('full', 'resnet50', 'cifar10', {}), 'mobileone': ('full', 'mobileone_s0', 'datasets/imagenet1k', {})}
+
+
+def xbench(*command):
+    """The row that a command prints, and its seconds from start to end."""
+    begun = time.perf_counter()
+    whole = [sys.executable, '-m', 'xbench.cli', *command, '--format', 'json']
+    done = subprocess.run(whole, cwd=paths.root(), capture_output=True, text=True)
+    if done.returncode: raise SystemExit(done.stderr)
+    return json.loads(done.stdout)[0], time.perf_counter() - begun
+
+
+def accuracy():
+    rows = []
+    for profile, backbone, dataset in CELLS:
+        pack.prepare(settings.resolve(settings.load(), profile, backbone, dataset))
+        cell = ('train', backbone, dataset, '--profile', profile, '--seed', '91')
+        guesses = [60*xbench(*cell, '--dry-run')[0]['minutes'] for _ in range(3)]
+        true = xbench(*cell, '--again')[1]
+        rows.append({'cell': f'{profile}, {backbone} on {dataset}', 'estimated_s': [round(g, 1) for g in guesses], 'true_s': round(true, 1),
+                     'median_ratio': round(statistics.median(guesses)/true, 3)})
+        print(rows[-1], flush=True)
+    return rows
+
+
+def recipes():
+    rows = {}
+    for name, (profile, backbone, dataset, changes) in RECIPES.items():
+        if settings.load().recipe[name].precision == 'fp16' and not torch.cuda.is_available(): changes = {**changes, 'precision': 'float32'}
+        args = [a for k, v in changes.items() for a in ('--set', f'{k}={v}')]
+        row, took = xbench('train', backbone, dataset, '--profile', profile, '--recipe', name, *args, '--dry-run')
+        rows[name] = row | {'changed': changes, 'profile': profile, 'px': settings.load().profiles[profile].images.size}
+        print(name, rows[name], f'({took:.0f} s to find out)', flush=True)
+    return rows
+
+
+if __name__ == '__main__':
+    target = paths.root()/'benchmarks'/'results'/'plan.json'
+    found = json.loads(target.read_text()) if target.exists() else {}
+    for part in sys.argv[1:] or ('accuracy', 'recipes'): found[part] = globals()[part]()
+    found |= {'device': device_name('cpu'), 'threads_of_a_run': 1, 'versions': versions()}
+    with paths.whole(target) as part: part.write_text(json.dumps(found, indent=1) + '\n')
