@@ -37,9 +37,10 @@ test-all: setup ## all of `test`, and what takes longer
 	@ruff check -q .
 	@pytest
 
-bench: setup ## speed of the pipeline, of xScore, of images and of fused networks; writes benchmarks/results/
+bench: setup ## speed of the pipeline, of xScore, of images, of training and of fused networks; writes benchmarks/results/
 	@python benchmarks/xscore.py
 	@python benchmarks/data.py
+	@python benchmarks/train.py
 	@python benchmarks/cost.py
 	@python benchmarks/pipeline.py
 

@@ -1,23 +1,22 @@
-"""Images a second of the training loop beside timm's and a plain PyTorch one, what the loop itself costs, and whether it keeps memory.
+"""Images a second of the training loop beside timm's and a plain PyTorch one; what the loop itself costs; whether it keeps memory.
 
     python benchmarks/train.py [throughput overhead memory gpu]
 
-throughput  batches and `train_step` through Fabric, augmentation included, against what timm's train.py is made of with its default flags
-            (four workers, fast collate, prefetcher, contiguous, no AMP), the same with --channels-last, and a plain loop (ImageFolder,
-            two workers, torchvision's transforms) in both layouts. At 32 and 64 px. Targets: 1.3 times timm's default and 1.0 times timm
-            with --channels-last, geometric means over the backbones of `demo`.
-overhead    the share of a step at 32 px that is not forward, backward or optimiser, for the three fastest backbones. Target: under 3 %.
-memory      resident memory over a `fit` of 50 epochs, checkpoints included. Target: no growth from the second epoch on; that is less than
-            5 MiB from epoch 2 to 50, and less than 2 MiB from the median of epochs 26 to 35 to that of 41 to 50.
-gpu         throughput on a GPU at 64 and 224 px, target 1.2 times timm's default, and the share of a step spent waiting for the next
-            batch, target 5 %. Done without being asked where there is one.
+throughput: batches and `train_step` through Fabric, augmentation included; beside it what timm's train.py is made of, by default (four
+workers, fast collate, prefetcher, contiguous, no AMP) and with --channels-last, and a plain loop (ImageFolder, two workers, torchvision's
+transforms) in both layouts. Targets at 32 and 64 px, geometric means over the backbones of `demo`: 1.3 times timm by default, 1.0 times
+timm with --channels-last.
+overhead: the share of a step at 32 px that is not forward, backward or optimiser, for the three fastest backbones. Target: under 3 %.
+memory: resident memory over a `fit` of 50 epochs, checkpoints included. Target: no growth after the second epoch, that is less than 5 MiB
+from epoch 2 to 50, and less than 2 MiB from the median of epochs 26 to 35 to that of 41 to 50.
+gpu: throughput at 64 and 224 px, target 1.2 times timm's default, and the share of a step spent waiting for a batch, target 5 %.
 
-All use the recipe `cross_dataset` (Adam, flip, jitter, CutMix), batches of 64 and the same images: ours packed, theirs as JPEG files that
-have the right size already, so timm's random crop is set to take all of an image. Each backbone has a process of its own with two torch
-threads. There the variants take turns, beginning with another one each round; a ratio is the median over rounds of ratios within a round.
-A turn is one step that is not timed and four that are. Between its turns a variant's workers are stopped (SIGSTOP), so none gets a batch
-ahead on another's time, and what they have prefetched is what it was; before the first turn each runs for some seconds to fill its queues.
-Nobody reaches the end of an epoch, where workers would start afresh. As in timm's script cuDNN is tuned and TF32 allowed in its turns.
+All train by the recipe `cross_dataset` (Adam, flip, jitter, CutMix) in batches of 64 on the same images: ours packed, theirs JPEG files of
+the right size already, so timm's random crop is set to take all of an image. Each backbone has a process of its own with two torch threads,
+where the variants take turns, a different one first each round; a ratio is the median of ratios within a round. A turn is one step
+that is not timed and four that are. Between its turns a variant's workers are stopped (SIGSTOP): none gets a batch ahead on another's
+time, and all find their queues as they left them, which some seconds of training filled before the first round. No epoch ends meanwhile.
+As in timm's script, cuDNN is tuned and TF32 allowed in its turns.
 """
 import json
 import os
@@ -25,8 +24,8 @@ import signal
 import statistics
 import sys
 import time
+import warnings
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from itertools import cycle
 from multiprocessing import active_children, get_context
 from pathlib import Path
@@ -53,7 +52,7 @@ from xbench.pack import pack
 from xbench.settings import load as settings
 from xbench.train import Run, fabric, fit, seed_all, train_step
 
-THREADS, BATCH, STEPS, ROUNDS, SECONDS, WARM, LONG = 2, 64, 4, (3, 24), 35, 2, 1000
+THREADS, BATCH, STEPS, ROUNDS, SECONDS, WARM, LONG = 2, 64, 4, (3, 24), 35, 2, 100
 SOURCES = {32: 'tinyimagenet184', 64: 'tinyimagenet184', 224: 'flowers5'}
 LAYOUTS = {'channels_last': torch.channels_last, 'contiguous': torch.contiguous_format}
 
@@ -74,12 +73,18 @@ def images(folder, size):
 def begin(device):
     """What a process of its own starts with."""
     if device == 'cpu': os.environ['CUDA_VISIBLE_DEVICES'] = ''
+    warnings.filterwarnings('ignore', 'This DataLoader will create')
     torch.set_num_threads(THREADS)
-    core.load()
 
 
 def apart(f, *args, device='cpu'):
+    """A function's answer, from a process of its own."""
     with ProcessPoolExecutor(1, get_context('spawn'), begin, (device,)) as pool: return pool.submit(f, *args).result()
+
+
+def network(name, data):
+    seed_all(0)
+    return core.create(name, len(data.card['classes']), **settings().backbone[name].options)
 
 
 def trainer(name, folder, layout='channels_last', device='cpu'):
@@ -93,12 +98,8 @@ def trainer(name, folder, layout='channels_last', device='cpu'):
     return run, iter(batches.loader(0, recipe.epochs*batches.steps, workers, device == 'cuda'))
 
 
-def network(name, data):
-    seed_all(0)
-    return core.create(name, len(data.card['classes']), **settings().backbone[name].options)
-
-
 def ours(name, folder, layout, device):
+    """The loop of `fit`."""
     run, passes = trainer(name, folder, layout, device)
     return lambda: train_step(run, passes)
 
@@ -150,47 +151,38 @@ VARIANTS = {'ours': (ours, 'channels_last'), 'ours, contiguous': (ours, 'contigu
             'plain': (plain, 'contiguous'), 'plain, channels_last': (plain, 'channels_last')}
 
 
-@contextmanager
-def awake(workers):
-    """Let a variant's workers work."""
-    for w in workers: os.kill(w.pid, signal.SIGCONT)
-    try: yield
-    finally:
-        for w in workers: os.kill(w.pid, signal.SIGSTOP)
-
-
-def clock(device):
+def clock(device='cpu'):
     if device == 'cuda': torch.cuda.synchronize()
     return time.perf_counter()
 
 
-def seconds(variant, device, steps=STEPS):
+def seconds(device, kind, step, workers, steps=STEPS):
     """Of a step in a turn of one variant."""
-    kind, step, workers = variant
     torch.backends.cudnn.benchmark = torch.backends.cuda.matmul.allow_tf32 = kind is timms
-    with awake(workers):
-        step()
-        begun = clock(device)
-        for _ in range(steps): step()
-        return (clock(device) - begun)/steps
+    for w in workers: os.kill(w.pid, signal.SIGCONT)
+    step()
+    begun = clock(device)
+    for _ in range(steps): step()
+    took = (clock(device) - begun)/steps
+    for w in workers: os.kill(w.pid, signal.SIGSTOP)
+    return took
 
 
 def compare(name, folder, device):
     """Images a second of each variant, and how many times faster than the others ours is."""
-    made, took = {}, {}
+    made, took, rounds = {}, {t: [] for t in VARIANTS}, 0
     try:
         for title, (kind, layout) in VARIANTS.items():
             before, step = active_children(), kind(name, folder, layout, device)
             step()    # which starts the workers
-            made[title], begun = (kind, step, [w for w in active_children() if w not in before]), time.perf_counter()
-            while title not in took or time.perf_counter() - begun < WARM: took[title] = [seconds(made[title], device, 2)]
-        rounds = max(ROUNDS[0], min(ROUNDS[1], round(SECONDS/(STEPS + 1)/sum(t for t, in took.values()))))
-        took = {title: [] for title in made}
-        for k in range(rounds):
-            for title in [*made, *made][k % len(made):][:len(made)]: took[title].append(seconds(made[title], device))
+            made[title], begun = (kind, step, [w for w in active_children() if w not in before]), clock()
+            while clock() - begun < WARM: seconds(device, *made[title], steps=2)
+        begun = clock()
+        while rounds < ROUNDS[0] or rounds < ROUNDS[1] and clock() - begun < SECONDS:
+            for title in [*made, *made][rounds % len(made):][:len(made)]: took[title].append(seconds(device, *made[title]))
+            rounds += 1
     finally:
-        for *_, workers in made.values():
-            for w in workers: os.kill(w.pid, signal.SIGCONT)
+        for w in active_children(): os.kill(w.pid, signal.SIGCONT)    # so that they can end
     return {'rounds': rounds, 'images_per_s': {t: round(BATCH/statistics.median(s), 1) for t, s in took.items()},
             'ours_to': {t: round(statistics.median(b/a for a, b in zip(took['ours'], s)), 3) for t, s in took.items() if t != 'ours'}}
 
@@ -222,38 +214,34 @@ def at(size, device='cpu'):
     return {'dataset': dataset, 'ours_to': means, 'backbones': rows}
 
 
-def bare(run, x, y):
-    """Forward, backward, optimiser."""
-    cross_entropy(run.net(x), y).backward()
-    run.opt.optimizer.step()
-    run.opt.optimizer.zero_grad()
-
-
-def share(name, folder, most, limit):
+def share(name, folder, most):
     """A step of the loop against a bare one on the same network and batches, in turn, and the making of a batch; medians."""
     run, passes = trainer(name, folder)
-    ready, times, k, begun = cycle([next(passes) for _ in range(8)]), [], 0, time.perf_counter()
-    while k < most and time.perf_counter() - begun < limit:
-        x, y = next(ready)
-        pair = [lambda: bare(run, x, y), lambda: train_step(run, iter([(x, y)])), lambda: next(passes)]
-        row = [0]*3
-        for i in ((0, 1, 2), (1, 0, 2))[k % 2]:
-            start = time.perf_counter()
-            pair[i]()
-            row[i] = time.perf_counter() - start
-        times.append(row)
-        k += 1
-    without, loop, augment = np.median(times[2:], 0)
-    extra = np.median([t[1] - t[0] for t in times[2:]])
-    return {'steps': k, 'bare_ms': round(1e3*without, 2), 'loop_ms': round(1e3*loop, 2), 'augmentation_ms': round(1e3*augment, 2),
+    net, opt, ready, rows = run.net, run.opt.optimizer, cycle([next(passes) for _ in range(8)]), []
+    def bare(batch):
+        x, y = batch
+        cross_entropy(net(x), y).backward()
+        opt.step()
+        opt.zero_grad()
+    acts = bare, lambda batch: train_step(run, iter([batch])), lambda _: next(passes)
+    while len(rows) < most:
+        batch, row = next(ready), [0, 0, 0]
+        for i in ((0, 1, 2), (1, 0, 2))[len(rows) % 2]:
+            begun = clock()
+            acts[i](batch)
+            row[i] = clock() - begun
+        rows.append(row)
+    times = np.array(rows[2:])
+    (without, loop, augment), extra = np.median(times, 0), np.median(times[:, 1] - times[:, 0])
+    return {'bare_ms': round(1e3*without, 2), 'loop_ms': round(1e3*loop, 2), 'augmentation_ms': round(1e3*augment, 2),
             'loop_share': round(extra/loop, 4), 'loop_and_augmentation_share': round((extra + augment)/(loop + augment), 4)}
 
 
 def overhead():
     with TemporaryDirectory() as d:
         images(Path(d), 32)
-        quick = {name: apart(share, name, Path(d), 12, 60)['bare_ms'] for name in settings().profiles['demo'].backbones}
-        rows = {name: apart(share, name, Path(d), 400, 60) for name in sorted(quick, key=quick.get)[:3]}
+        quick = {name: apart(share, name, Path(d), 12)['bare_ms'] for name in settings().profiles['demo'].backbones}
+        rows = {name: apart(share, name, Path(d), 400) for name in sorted(quick, key=quick.get)[:3]}
     return {'target_share': 0.03, 'size': 32, 'backbones': rows}
 
 
@@ -268,10 +256,9 @@ def resident(folder):
 
 def memory():
     with TemporaryDirectory() as d: kept = apart(resident, Path(d))
-    middle, last = (statistics.median(kept[a:b]) for a, b in ((25, 35), (40, 50)))
-    return {'target_mib': 5, 'target_late_mib': 2, 'backbone': 'starnet', 'images': 384, 'epochs': len(kept), 'mib_epoch_2': round(kept[1], 1),
-            'mib_epoch_50': round(kept[-1], 1), 'growth_mib': round(kept[-1] - kept[1], 1), 'late_growth_mib': round(last - middle, 1),
-            'mib': [round(m, 1) for m in kept]}
+    early, late = statistics.median(kept[25:35]), statistics.median(kept[40:])
+    return {'target_mib': 5, 'target_late_mib': 2, 'backbone': 'starnet', 'images': 384, 'epochs': len(kept),
+            'growth_mib': round(kept[-1] - kept[1], 1), 'late_growth_mib': round(late - early, 1), 'mib': [round(m, 1) for m in kept]}
 
 
 PARTS = {'throughput': lambda: {'target_to_timm': 1.3, 'target_to_timm_channels_last': 1, 'sizes': {str(s): at(s) for s in (32, 64)}},

@@ -5,19 +5,20 @@
 # %% auto #0
 __all__ = ['previous', 'save', 'load', 'clear', 'same_settings']
 
-# %% ../nbs/53_checkpoint.ipynb #74becac6
+# %% ../nbs/53_checkpoint.ipynb #5ae50203
 import hashlib
 import io
 import os
 import pickle
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 
 from .errors import InputError
 
-# %% ../nbs/53_checkpoint.ipynb #c270d969
+# %% ../nbs/53_checkpoint.ipynb #0d23d27e
 def previous(path: Path) -> Path:
     "Where the checkpoint before the last one is."
     return path.with_suffix(f'.previous{path.suffix}')
@@ -37,15 +38,14 @@ def save(path: Path, state: dict) -> None:
         if path.exists(): os.replace(path, previous(path))
         os.replace(part, path)
     except OSError as e:
-        part.unlink(missing_ok=True)
+        with suppress(OSError): part.unlink()
         kept = [p.name for p in (path, previous(path)) if p.exists()]
         raise InputError(f'{path}: cannot be written ({e.strerror}); free {len(buffer.getbuffer())/2**20:.0f} MiB or mend the folder. '
                          f'{kept[0] + " is kept, and" if kept else "Nothing was lost:"} the same command goes on from there') from None
 
-# %% ../nbs/53_checkpoint.ipynb #c127e3c0
+# %% ../nbs/53_checkpoint.ipynb #97752031
 def load(path: Path) -> dict | None:  # the state, or None where there is none
     "The last checkpoint that is whole. Raises `InputError` if there are only damaged ones."
-    path.with_name(f'.{path.name}.part').unlink(missing_ok=True)
     found = [p for p in (path, previous(path)) if p.exists()]
     for p in found:
         try: return _read(p)

@@ -49,7 +49,7 @@ def list_backbones(pattern: str = '*') -> pd.DataFrame:
     return pd.DataFrame([{'name': e.name, 'papers': ', '.join(f'{p} ({role})' for p, role in e.roles.items()), 'family': e.family,
                           'px': e.size, 'weights': 'yes' if e.weights else 'no', 'what': e.doc} for e in found])
 
-# %% ../nbs/71_cli.ipynb #fc98e942
+# %% ../nbs/71_cli.ipynb #ce78d9e7
 def changes(pairs: list[str]) -> dict:
     "Settings given as `key=value`, values as in YAML. Raises `InputError` for anything else."
     wrong = [p for p in pairs if '=' not in p]
@@ -85,7 +85,7 @@ def launch(devices: int, nodes: int, rank: int, master: str) -> int:  # exit cod
     where = ['--standalone'] if nodes == 1 else [f'--nnodes={nodes}', f'--node-rank={rank}', f'--master-addr={host}',
                                                  f'--master-port={port or 29500}']
     os.environ.setdefault('OMP_NUM_THREADS', '1')
-    logging.getLogger('torch.distributed').setLevel(logging.CRITICAL)
+    for name in ('torch.distributed', 'torch.distributed.elastic.agent.server.api'): logging.getLogger(name).setLevel(logging.CRITICAL)
     try: torchrun([f'--nproc-per-node={devices}', *where, '-m', 'xbench.cli', *sys.argv[1:]])
     except ChildFailedError as e: return next(iter(e.failures.values())).exitcode
     except SignalException: return 130

@@ -26,10 +26,10 @@ from .errors import InputError
 from .sources import decode, images_of, open_source
 from .splits import choose
 
-# %% ../nbs/44_pack.ipynb #259c2c7d
+# %% ../nbs/44_pack.ipynb #d4286363
 GREY = (124, 116, 104)    # ImageNet's mean, what pads
 CHUNK, BLOCK, HASH = 32, 2**23, 16    # images and bytes that a thread gets at a time; letters kept of a hash
-STATE = np.dtype([('done', 'u1'), ('hash', f'S{HASH}'), ('side', 'i4', 2)])
+STATE = np.dtype([('hash', f'S{HASH}'), ('side', 'i4', 2), ('done', 'u1')])    # numpy sets them in this order
 
 def fitted(
     image: Image.Image,
@@ -121,7 +121,7 @@ def _check_space(out, need):
         raise InputError(f'{out}: packing needs {need*1.1/1e6:.0f} MB and {folder} has {free/1e6:.0f} MB free; '
                          'make room, or lower images.train and images.size')
 
-# %% ../nbs/44_pack.ipynb #86b52512
+# %% ../nbs/44_pack.ipynb #b3682500
 def _fill(file, state, source, items, size, fit, workers, slug, progress):
     place = {i.name: k for k, i in enumerate(items) if not state['done'][k]}
     head, row = os.fstat(file.fileno()).st_size - len(items)*size[0]*size[1]*3, size[0]*size[1]*3
@@ -130,7 +130,7 @@ def _fill(file, state, source, items, size, fit, workers, slug, progress):
             try: image, k = decode(content, name), place[name]
             except InputError as e: raise InputError(f'{source.path}: {e}') from None
             os.pwrite(file.fileno(), fitted(image, size, fit).tobytes(), head + k*row)
-            state[k] = 1, hashlib.sha256(content).hexdigest()[:HASH], image.size
+            state[k] = hashlib.sha256(content).hexdigest()[:HASH], image.size, 1
         return len(chunk)
     with (tqdm(total=len(items), initial=len(items) - len(place), desc=f'pack {slug}', unit='img', disable=not progress,
                file=sys.stderr, leave=False) as bar, ThreadPoolExecutor(workers) as pool):

@@ -28,13 +28,14 @@ from .settings import Cell, Settings, candidates, load, resolve
 from .sources import open_source
 from .train import Run, fabric, predict, train_step
 
-# %% ../nbs/65_plan.ipynb #ec3fa574
+# %% ../nbs/65_plan.ipynb #adee3227
 def counts(cell: Cell) -> dict[str, int]:  # train, val, test, classes
     "Images of each split and classes that a run will see, validation carved. Raises `InputError` where nobody knows."
     try: n, classes = _listed(cell)
     except InputError:
         facts = card(cell.dataset)
         n, classes = dict(facts['counts'] or {}), facts['classes']
+        if n.get('val') and not n.get('test'): n['test'] = n.pop('val')    # as when it is packed
         if not (n.get('train') and n.get('test') and classes):
             raise InputError(f'{cell.dataset}: {cell.path} is not here and its card does not count it; fetch it to plan with it') from None
         classes = classes if isinstance(classes, int) else len(classes)
@@ -51,7 +52,7 @@ def _listed(cell):
     items = open_source(paths.source(cell.path), cell.dataset, cell.split).items
     return {s: sum(i.split == s for i in items) for s in ('train', 'val', 'test')}, len({i.label for i in items})
 
-# %% ../nbs/65_plan.ipynb #9c830def
+# %% ../nbs/65_plan.ipynb #bc724a6b
 def peak_mib() -> float:
     "Most memory this process has used: on the GPU if there is one, else in RAM."
     if torch.cuda.is_available(): return torch.cuda.max_memory_allocated()/2**20
@@ -82,7 +83,7 @@ def measure(
     for epoch in _stages(r):
         took, begun, k = [], time.perf_counter(), 0
         batches = Batches(images, labels, np.arange(n), augment, r.batch, r.accumulate)
-        while len(took) < 4 or time.perf_counter() - begun < seconds and len(took) < 40:
+        while len(took) < (4 if not took or took[0] < seconds else 2) or time.perf_counter() - begun < seconds and len(took) < 40:
             t = time.perf_counter()
             at = epoch*batches.steps + k % batches.steps
             run.step = 0
@@ -90,7 +91,7 @@ def measure(
             if fab.device.type == 'cuda': torch.cuda.synchronize()
             took.append(time.perf_counter() - t)
             k += 1
-        step_s[epoch] = float(np.median(took[2:]))
+        step_s[epoch] = float(np.median(took[2:] or took[1:]))
     seen = images[np.arange(min(256, max(32, n))) % n]
     for _ in range(2):
         t = time.perf_counter()

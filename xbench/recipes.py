@@ -12,20 +12,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div, log_softmax, softmax
 
-# %% ../nbs/50_recipes.ipynb #f1a7bd86
+# %% ../nbs/50_recipes.ipynb #084d672f
 def optimizer(
     model: nn.Module,
     recipe,  # with optimizer, lr, weight_decay and decay, or a phase of one
     decay: str = 'all',  # weights: biases and norms are not decayed
+    fused: bool = True,  # one kernel for all parameters; fp16 gradients that are clipped cannot have it
 ) -> torch.optim.Optimizer:
-    "The recipe's optimiser, in its fused form; SGD has momentum 0.9."
+    "The recipe's optimiser; SGD has momentum 0.9."
     kinds = {'adam': (torch.optim.Adam, {}), 'adamw': (torch.optim.AdamW, {}), 'sgd': (torch.optim.SGD, {'momentum': 0.9})}
     kind, extra = kinds[recipe.optimizer]
     groups = [{'params': [p for p in model.parameters() if p.requires_grad]}]
     if decay == 'weights':
         from timm.optim import param_groups_weight_decay
         groups = param_groups_weight_decay(model, recipe.weight_decay)
-    return kind(groups, lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True, **extra)
+    return kind(groups, lr=recipe.lr, weight_decay=recipe.weight_decay, fused=fused, **extra)
 
 # %% ../nbs/50_recipes.ipynb #6556dd24
 def annealed(

@@ -6,7 +6,7 @@
 __all__ = ['taught_by', 'run_id', 'check', 'network', 'teacher', 'search', 'execute', 'finished', 'live', 'environment',
            'robustness', 'errors']
 
-# %% ../nbs/60_runs.ipynb #c90b6c38
+# %% ../nbs/60_runs.ipynb #541f79ac
 import csv
 import hashlib
 import json
@@ -31,7 +31,7 @@ from .evaluate import intervals, metrics, predictions
 from .pack import prepare
 from .settings import Cell, candidates
 from .splits import carve, thinned
-from .train import fabric, fit, predict, seed_all
+from .train import at_first, fabric, fit, predict, seed_all
 
 # %% ../nbs/60_runs.ipynb #8e79c3ca
 def taught_by(cell: Cell) -> Path | None:
@@ -86,12 +86,12 @@ def teacher(cell: Cell, classes: int) -> torch.nn.Module | None:
         raise InputError(f'{taught_by(cell)}: not the weights of {t.backbone} with {classes} classes ({str(e).splitlines()[0]})') from None
     return model
 
-# %% ../nbs/60_runs.ipynb #5823692f
+# %% ../nbs/60_runs.ipynb #bbc48e4d
 def search(
     cell: Cell,
     packed: data.Packed,
     work: Path,  # folder for what the candidates give
-    **how,  # for `fit`: progress, fab
+    **how,  # for `fit`: progress, fab, every
 ) -> tuple[Cell, list[dict]]:  # with the best candidate's settings; a row a candidate, the best marked
     "Choose a recipe's optimiser, learning rate and batch on the validation split."
     if not cell.recipe.search: return cell, []
@@ -105,13 +105,14 @@ def search(
                         settings={'recipe': r.model_dump()}, judged='val', **how)
             if how['fab'].is_global_zero:
                 with paths.whole(kept) as part: part.write_text(json.dumps({'val_top1': found.val_top1, 'epoch': found.epoch}))
+                checkpoint.clear(work/name/'checkpoint.pt')
             how['fab'].barrier()
         rows.append(row | json.loads(kept.read_text()))
     best = max(rows, key=lambda row: row['val_top1'])
     chosen = {k: best[k] for k in ('optimizer', 'lr', 'batch')} | {'search': None}
     return replace(cell, recipe=cell.recipe.model_copy(update=chosen)), [row | {'chosen': row is best} for row in rows]
 
-# %% ../nbs/60_runs.ipynb #bb235f4a
+# %% ../nbs/60_runs.ipynb #6ded1837
 def execute(
     cell: Cell,
     out: str | Path | None = None,  # folder for the results; `work/<run id>` when not given
@@ -131,9 +132,12 @@ def execute(
     with fab.rank_zero_first(local=True): packed = data.load(prepare(cell, progress=progress and fab.is_global_zero))
     run, classes = run_id(cell, packed.card['hash']), len(packed.card['classes'])
     work, out = paths.work(run), Path(out) if out else paths.work(run)
-    if not again and (found := finished(out, cell, run)): return found
+    if not again and (found := finished(out, cell, run)):
+        if fab.is_global_zero: checkpoint.clear(work/'checkpoint.pt')    # left by a process that was killed when all was done
+        return found
+    for folder in (work, out): paths.writable(folder)
     fab.barrier()
-    chosen, tried = search(cell, packed, work/'search', progress=progress, fab=fab)
+    chosen, tried = search(cell, packed, work/'search', progress=progress, fab=fab, every=every)
     with live(progress and out == work and fab.is_global_zero) as log:
         fitted = fit(network(chosen, classes), packed, chosen.recipe, cell.seed, work, run, progress, settings=_settings(chosen, packed),
                      teacher=teacher(chosen, classes), fab=fab, every=every, log=log)
@@ -144,9 +148,8 @@ def execute(
              'devices': fab.world_size, 'size': cell.images.size, 'train_images': packed.card['counts']['train'], 'fraction': r.fraction,
              'epochs': len(fitted.history), 'tested_epoch': fitted.epoch, 'batch': r.batch, 'passes': fitted.passes, 'lr': r.lr,
              'optimizer': r.optimizer, 'precision': r.precision, 'recipe': cell.recipe_name}
-    if fab.is_global_zero:
-        _write(out, chosen, run, fitted.history, tried, kept, found, packed, time.perf_counter() - start)
-        checkpoint.clear(work/'checkpoint.pt')
+    at_first(fab, lambda: _write(out, chosen, run, fitted.history, tried, kept, found, packed, time.perf_counter() - start))
+    if fab.is_global_zero: checkpoint.clear(work/'checkpoint.pt')
     fab.barrier()
     return {'run_id': run, 'out': out, 'history': fitted.history, 'metrics': found}
 

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PRECISIONS', 'seed_all', 'random_state', 'set_random_state', 'fabric', 'Run', 'train_step', 'predict', 'recalibrate',
-           'end_epoch', 'judge', 'signals', 'halve', 'Fitted', 'fit']
+           'end_epoch', 'judge', 'signals', 'halve', 'Fitted', 'fit', 'at_first']
 
-# %% ../nbs/51_train.ipynb #d11d448d
+# %% ../nbs/51_train.ipynb #51fb285a
 import logging
 import os
 import random
@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from tqdm import tqdm
@@ -75,7 +75,7 @@ def fabric(
     made.launch()
     return made
 
-# %% ../nbs/51_train.ipynb #b47043fd
+# %% ../nbs/51_train.ipynb #c3d2a38a
 class Run:
     "A network in training, and how far it is."
     def __init__(
@@ -110,30 +110,33 @@ class Run:
 
     def begin_phase(self) -> None:
         "A fresh optimiser: the recipe's or, in the second phase, its `then`."
-        self.opt = self.fab.setup_optimizers(optimizer(self.net, self.recipe.then if self.phase else self.recipe, self.recipe.decay))
-        on_plateau = self.recipe.schedule == 'plateau' and not self.phase
-        self.plateau = ReduceLROnPlateau(self.opt.optimizer, 'max', patience=4, min_lr=self.recipe.min_lr) if on_plateau else None
+        r, fused = self.recipe, not (self.recipe.clip and self.recipe.precision == 'fp16')
+        self.opt = self.fab.setup_optimizers(optimizer(self.net, r.then if self.phase else r, r.decay, fused))
+        on_plateau = r.schedule == 'plateau' and not self.phase
+        self.plateau = ReduceLROnPlateau(self.opt.optimizer, 'max', patience=4, min_lr=r.min_lr) if on_plateau else None
 
-    PLAIN = ('step', 'phase', 'passes', 'ended', 'history', 'best', 'best_epoch', 'stale', 'kept', 'sums')
+    PLAIN = ('step', 'phase', 'passes', 'ended', 'history', 'best', 'best_epoch', 'stale', 'kept')
 
     def state(self) -> dict:
         "What a checkpoint holds; to be asked for on every device."
-        own = [random_state()]
-        if (n := self.fab.world_size) > 1: torch.distributed.all_gather_object(own := [None]*n, random_state())
+        own = [mine := {'random': random_state(), 'sums': self.sums.cpu()}]
+        if (n := self.fab.world_size) > 1: torch.distributed.all_gather_object(own := [None]*n, mine)
         return {k: getattr(self, k) for k in self.PLAIN} | {
             'net': self.net.state_dict(), 'opt': self.opt.optimizer.state_dict(), 'ema': self.ema and self.ema.module.state_dict(),
-            'plateau': self.plateau and self.plateau.state_dict(), 'scaler': self.fab.strategy.precision.state_dict(), 'random': own}
+            'plateau': self.plateau and self.plateau.state_dict(), 'scaler': self.fab.strategy.precision.state_dict(), 'own': own}
 
     def restore(self, state: dict) -> None:
         "Go on from a state."
         for k in self.PLAIN: setattr(self, k, state[k])
-        self.sums = self.sums.to(self.fab.device)
         if self.phase: self.begin_phase()
         self.net.load_state_dict(state['net']), self.opt.optimizer.load_state_dict(state['opt'])
         if self.ema: self.ema.module.load_state_dict(state['ema'])
         if self.plateau: self.plateau.load_state_dict(state['plateau'])
         self.fab.strategy.precision.load_state_dict(state['scaler'])
-        if len(state['random']) == self.fab.world_size: set_random_state(state['random'][self.fab.global_rank])
+        own, rank = state['own'], self.fab.global_rank
+        if len(own) == self.fab.world_size: set_random_state(own[rank]['random'])
+        else: own = [{'sums': sum(o['sums'] for o in own)}, *[{'sums': torch.zeros(3, dtype=torch.float64)}]*(self.fab.world_size - 1)]
+        self.sums = own[rank]['sums'].to(self.fab.device)
 
 # %% ../nbs/51_train.ipynb #6c9c48ea
 def train_step(
@@ -163,7 +166,7 @@ def _taught(run, x):
     if run.teacher is None: return None
     with run.fab.autocast(): return run.teacher(x).float()
 
-# %% ../nbs/51_train.ipynb #1fc92d67
+# %% ../nbs/51_train.ipynb #295bdfac
 @torch.no_grad()
 def predict(
     model: nn.Module,
@@ -180,7 +183,9 @@ def predict(
     with fab.autocast() if fab else nullcontext():
         parts = [model(augment.eval(images[own[k:k + batch]]).to(device)).float().softmax(1) for k in range(0, len(own), batch)]
     prob = torch.cat(parts)
-    if n > 1: prob = fab.all_gather(prob).transpose(0, 1).reshape(-1, prob.shape[1])[:len(at)]
+    if n > 1:
+        torch.distributed.all_gather(every := [torch.empty_like(prob) for _ in range(n)], prob)
+        prob = torch.stack(every, 1).reshape(-1, prob.shape[1])[:len(at)]
     return prob.cpu().numpy()
 
 # %% ../nbs/51_train.ipynb #28a68216
@@ -264,7 +269,7 @@ def halve(run: Run, error: BaseException) -> None:
     run.passes *= 2
     print(f'out of memory; each step is now divided into {run.passes} passes', file=sys.stderr)
 
-# %% ../nbs/51_train.ipynb #0f8fbb3f
+# %% ../nbs/51_train.ipynb #91b43888
 @dataclass
 class Fitted:
     "What training gives."
@@ -324,25 +329,33 @@ def fit(
                         end_epoch(job, data, at, augment)
                         if log and fab.is_global_zero: log(job.history[-1])
                     if (now := time.monotonic()) - shown > 1: shown = _show(bar, job, run, file)
-                    halt, due = _agreed(fab, bool(came) or job.step == stop, now - saved > every)
-                    if file and (halt or due):
+                    cut, halt, due = _agreed(fab, bool(came), job.step == stop, job.ended or now - saved > every)
+                    if file and (cut or halt or due):
                         _finite(job, run, file)
                         _save(file, job, settings)
                         saved = now
-                    if came: raise Interrupted(_said(run, job, file))
+                    if cut: raise Interrupted(_said(run, job, file))
                     if halt: return Fitted(job.history, None, job.best, job.best_epoch, job.passes)
             except (RuntimeError, MemoryError) as e: halve(job, e)
     return _finish(job, data, at, augment, judged, Path(work) if work else None)
 
-# %% ../nbs/51_train.ipynb #13d2b6aa
+# %% ../nbs/51_train.ipynb #fbed0400
 def _agreed(fab, *wishes):
     "What any device wants, so that all do the same."
     if fab.world_size == 1: return wishes
     return [bool(w) for w in fab.all_reduce(torch.tensor(wishes, dtype=torch.int32, device=fab.device), reduce_op='max').tolist()]
 
+def at_first(fab: Fabric, do: Callable[[], None]) -> None:
+    "Let the first process do what one alone may; an `InputError` of its ends all of them."
+    wrong = None
+    if fab.is_global_zero:
+        try: do()
+        except InputError as e: wrong = str(e)
+    if wrong := fab.broadcast(wrong): raise InputError(wrong)
+
 def _save(file, job, settings):
     state = job.state() | {'settings': settings}
-    if job.fab.is_global_zero: checkpoint.save(file, state)
+    at_first(job.fab, lambda: checkpoint.save(file, state))
 
 def _show(bar, job, run, file):
     total, right, seen = job.sums.tolist()
@@ -361,14 +374,21 @@ def _said(run, job, file):
     where = f'{run}: interrupted after step {job.step % job.steps} of {job.steps} in epoch {job.step//job.steps + 1} of {job.recipe.epochs}'
     return f'{where}; {"saved, the same command goes on from there" if file else "nothing was kept"}'
 
+def _write(file, content):
+    try:
+        with whole(file) as part: part.write_bytes(content)
+    except OSError as e:
+        raise InputError(f'{file}: cannot be written ({e.strerror}); free {len(content)/2**20:.0f} MiB or mend the folder, and the same '
+                         'command goes on from its checkpoint') from None
+
 def _finish(job, data, at, augment, judged, work):
     "Test the weights that the recipe keeps, and write them."
     r, best = job.recipe, job.recipe.keep == 'best'
     if best: job.tested.load_state_dict(job.kept)
     if best and r.recalibrate: recalibrate(job.tested, data.images, at['train'], augment)
     prob = predict(job.tested, data.images, at[judged], augment, fab=job.fab)
-    if work and job.fab.is_global_zero:
-        tensors = {k: v.contiguous().cpu() for k, v in job.tested.state_dict().items()}
-        with whole(work/'weights.safetensors') as part: save_file(tensors, part)
+    if work:
+        content = save({k: v.contiguous().cpu() for k, v in job.tested.state_dict().items()})
+        at_first(job.fab, lambda: _write(work/'weights.safetensors', content))
     top1, epoch = (job.best, job.best_epoch) if best else (job.history[-1]['val_top1'], len(job.history))
     return Fitted(job.history, prob, top1, epoch, job.passes)
