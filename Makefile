@@ -6,7 +6,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 UV := 0.13.8
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export DVC_NO_ANALYTICS := 1
-.PHONY: help setup paper test test-all bench notebooks outputs lock clean
+.PHONY: help setup paper test test-all faults bench notebooks outputs lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 14
@@ -37,10 +37,14 @@ test-all: setup ## all of `test`, and what takes longer
 	@ruff check -q .
 	@pytest
 
-bench: setup ## speed of the pipeline, of xScore, of images, of training and of fused networks; writes benchmarks/results/
+faults: setup ## 100 kills, compared with an uninterrupted run
+	@python tests/faults.py 100
+
+bench: setup ## speed of all parts beside others; writes benchmarks/results/
 	@python benchmarks/xscore.py
 	@python benchmarks/data.py
 	@python benchmarks/train.py
+	@python benchmarks/plan.py
 	@python benchmarks/cost.py
 	@python benchmarks/pipeline.py
 

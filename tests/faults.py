@@ -3,6 +3,7 @@ import importlib
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -19,15 +20,15 @@ import yaml
 ROOT = Path(__file__).parents[1]
 EVERY = .04    # seconds between checkpoints, where they are wanted
 PHASES = ('packing', 'training', 'checkpoint', 'record')
-CELLS = (('mobilenet_v3_small', 'two_phases'), ('shufflenet', 'growing'), ('convnext', 'searched'))
+CELLS = (('shufflenet', 'two_phases'), ('mobilenet_v3_small', 'growing'), ('convnext', 'searched'))
 
 
-def project(folder, train=160, test=48):
+def project(folder):
     """A folder to work in: settings of its own and the embedded images. Returns it."""
     raw = yaml.safe_load((ROOT/'params.yaml').read_text())
     plain = {'pretrained': False, 'precision': 'float32', 'batch': 16, 'cases': {}}
     short = plain | {'epochs': 3, 'recalibrate': True}
-    raw['demo'] |= {'images': {'size': 32, 'fit': 'squash', 'train': train, 'test': test}, 'train': {}}
+    raw['demo'] |= {'images': {'size': 32, 'fit': 'squash', 'train': 160, 'test': 48}, 'train': {}}
     known = raw['recipe']
     known['plain'] = known['cross_dataset'] | short | {'warmup_epochs': 1}
     known['two_phases'] = known['which_backbone'] | short | {'epochs': 5, 'patience': 1, 'input_size': 28}
@@ -66,7 +67,7 @@ class Warm:
         return json.loads(self.server.stdout.readline())
 
     def start(self, root, *argv, every=60, at=None, env=None):
-        """Begin `xbench ARGV` in a project; `at`: (phase, number of the event there, `now` or `later`) where it is to die."""
+        """Begin `xbench ARGV` in a project. `at`: which time it touches a file of a phase, `now` to be killed there, `later` to be told."""
         return Started(self, root, [*map(str, argv)], every, at, env or {})
 
     def run(self, root, *argv, code=0, **how):
@@ -166,11 +167,12 @@ def _dying(order):
         if event == 'open': touches = isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
         else: touches = event in ('os.rename', 'os.remove', 'os.mkdir', 'os.rmdir', 'shutil.rmtree')
         if not touches or isinstance(args[0], int) or not (found := phase_of(event, os.fsdecode(args[0]))): return
-        seen[found] += 1
-        if how == 'count': Path(order['said'], 'struck').write_text(json.dumps(seen))
-        elif found == phase and seen[found] == number:
+        for name in (found, f'{found} {event}'):
+            seen[name] += 1
+            if (name, seen[name]) != (phase, number): continue
             if how == 'now': os.kill(os.getpid(), signal.SIGKILL)
             Path(order['said'], 'struck').touch()
+        if how == 'count': Path(order['said'], 'struck').write_text(json.dumps(seen))
     return hook
 
 
@@ -225,20 +227,21 @@ class Killer:
         self.counts[landed(root, since)] += 1
         return True
 
-    def one(self, enough):
-        """One run, killed until it is done or until there have been enough kills."""
+    def one(self, most, enough):
+        """One run, killed until it is done or until there have been enough kills, `most` of it."""
         cell = self.cells[self.runs % len(self.cells)]
         whole, root = self.reference(cell)[0], project(self.folder/f'killed {self.runs}')
-        while not enough() and self.attempt(root, cell, *self.order(root, cell)): pass
+        while most and not enough() and self.attempt(root, cell, *self.order(root, cell)): most -= 1
         self.attempt(root, cell)
         if wrong := different(whole, tree(root)): raise AssertionError(f'run {self.runs} ({cell[1]}) ended otherwise: {wrong}')
+        shutil.rmtree(root)
         self.runs += 1
 
     def kill(self, times, report=lambda said: None):
         """So many kills at least, and one in every phase. Returns what was met, in words."""
         enough = lambda: self.counts.total() >= times and len(self.counts) == len(PHASES)
         while not enough():
-            self.one(enough)
+            self.one(-(-times//len(self.cells)), enough)
             report(str(self))
         return str(self)
 

@@ -15,6 +15,8 @@ import pytest
 from faults import EVERY, different, project, tree
 from safetensors.numpy import load
 
+from xbench import pack
+
 PLAIN = ('convnext', 'plain')
 NAME = 'convnext-digits-s0'
 begun_at = lambda run: int(re.search(r'(\d+)%\|', run.err)[1])
@@ -57,10 +59,10 @@ def train(warm, root, code=0, cell=PLAIN, out='out', **how):
     return warm.run(root, 'train', cell[0], 'digits', '--recipe', cell[1], '--out', out, code=code, **how)
 
 
-def stopped(warm, root, *numbers, cell=PLAIN):
-    """A run that is told to stop once two checkpoints are there."""
-    run = warm.start(root, *faults.train_of(cell), every=EVERY)
-    run.wait(until=lambda: list(root.glob('work/*/checkpoint.previous.pt')))
+def stopped(warm, root, *numbers, cell=PLAIN, every=EVERY, file='checkpoint.previous.pt'):
+    """A run that is told to stop once a checkpoint is there."""
+    run = warm.start(root, *faults.train_of(cell), every=every)
+    run.wait(until=lambda: list(root.glob(f'work/*/{file}')))
     for n in numbers or (signal.SIGTERM,): run.send(n)
     assert run.wait() == 130, f'exited {run.code}\n{run.err}'
     return run
@@ -77,17 +79,44 @@ def test_killed_anywhere_it_ends_in_the_same_bytes(warm, tmp_path):
     """At seeded times and at the files that packing, checkpoints and records are made of."""
     killer = faults.Killer(warm, tmp_path)
     print(killer.kill(8))
-    for c in faults.CELLS[:2]: assert c in killer.whole, f'{c} was not met'
-    history = killer.whole[faults.CELLS[0]][0]['out/cells/mobilenet_v3_small-digits-s0/history.csv'].decode()
+    for c in faults.CELLS: assert c in killer.whole, f'{c} was not met'
+    history = killer.whole[faults.CELLS[0]][0]['out/cells/shufflenet-digits-s0/history.csv'].decode()
     assert ',adamw,' in history and ',sgd,' in history, 'its second phase was not met'
 
 
-@pytest.mark.parametrize('number', [1, 2])
-def test_killed_while_it_clears_up(warm, root, whole, number):
+@pytest.mark.parametrize('phase, least', [('packing', 2), ('checkpoint', 6), ('record', 5)])
+def test_killed_before_each_renaming(warm, root, whole, phase, least):
+    """Everything is written under another name first, and its name is given last."""
+    for n in range(1, least + 1):
+        run = warm.start(root, *faults.train_of(PLAIN), every=EVERY, at=(f'{phase} os.rename', n, 'now'))
+        assert run.wait() == -signal.SIGKILL, f'not killed at {n}: {run.err}'
+    train(warm, root)
+    assert not different(whole, tree(root))
+
+
+def test_killed_while_it_clears_up(warm, root, whole):
     """The record is whole then: nobody trains again, and no checkpoint is kept for ever."""
-    run = warm.start(root, *faults.train_of(PLAIN), every=EVERY, at=('clearing', number, 'now'))
+    run = warm.start(root, *faults.train_of(PLAIN), every=EVERY, at=('clearing', 1, 'now'))
     assert run.wait() == -signal.SIGKILL and list(root.glob('work/*/checkpoint*'))
     assert 'this run was finished' in train(warm, root).err and not different(whole, tree(root))
+
+
+def test_killed_between_two_searches(warm, tmp_path):
+    """The checkpoint of a candidate that is judged is not kept for ever."""
+    cell, roots = faults.CELLS[2], [project(tmp_path/name) for name in ('whole', 'killed')]
+    warm.run(roots[0], *faults.train_of(cell))
+    run = warm.start(roots[1], *faults.train_of(cell), every=EVERY, at=('clearing', 1, 'now'))
+    assert run.wait() == -signal.SIGKILL
+    train(warm, roots[1], cell=cell)
+    assert not different(*map(tree, roots))
+
+
+def test_an_image_counts_as_packed_when_all_of_it_is_noted():
+    """A kill between two fields must not leave `done` alone; no kill could be aimed so well."""
+    noted = np.zeros(1, pack.STATE)
+    bad = {'done': 1, 'hash': 'é', 'side': 'x'}
+    with pytest.raises(ValueError): noted[0] = tuple(bad[k] for k in pack.STATE.names)
+    assert not noted['done'][0]
 
 
 # disks
@@ -167,16 +196,17 @@ def test_two_damaged_checkpoints(warm, root, whole):
 
 @pytest.mark.parametrize('numbers', [(signal.SIGTERM,), (signal.SIGINT,)], ids=['SIGTERM', 'SIGINT'])
 def test_a_signal_in_training(warm, root, whole, numbers):
-    run = stopped(warm, root, *numbers)
+    run = stopped(warm, root, *numbers, every=.2, file='checkpoint.pt')    # so that the step it stops after is not saved anyway
     assert len(run.lines) == 1 and re.search(rf'{NAME}-\w+: interrupted after step \d+ of 8 in epoch \d of 3; saved', run.lines[0]), run.err
+    step, epoch = map(int, re.search(r'step (\d+) of 8 in epoch (\d)', run.lines[0]).groups())
     file, = root.glob('work/*/checkpoint.pt')
     assert sound(file) and not (root/'out').exists() and not list(root.rglob('*.part'))
-    assert begun_at(train(warm, root)) > 0 and not different(whole, tree(root))
+    assert begun_at(train(warm, root)) == round(100*(8*epoch - 8 + step)/24) and not different(whole, tree(root))
 
 
 def test_impatient_signals(warm, root, whole):
-    """Several at once end it as one does, perhaps with the line on the bar's."""
-    run = stopped(warm, root, *[signal.SIGINT, signal.SIGTERM]*3)
+    """Two at once end it as one does, perhaps with the line on the bar's."""
+    run = stopped(warm, root, signal.SIGINT, signal.SIGTERM)
     assert run.err.count('interrupted') == 1 and 'Traceback' not in run.err, run.err
     train(warm, root)
     assert not different(whole, tree(root))
@@ -207,13 +237,12 @@ def ranks(warm, root, *argv, **how):
 
 def outcome(root, cell):
     name = f'{cell[0]}-digits-s0'
-    return (dict(np.load(root/'out'/'runs'/name/'predictions.npz')), (root/'out'/'cells'/name/'history.csv').read_text(),
-            next(root.glob('work/*/weights.safetensors')).read_bytes())
+    return dict(np.load(root/'out'/'runs'/name/'predictions.npz')), load(next(root.glob('work/*/weights.safetensors')).read_bytes())
 
 
 def apart(one, other):
     """Furthest that two runs' weights are from one another, as part of the largest of their tensor; the same for probabilities."""
-    a, b = load(one[2]), load(other[2])
+    a, b = one[1], other[1]
     floats = [k for k in a if a[k].dtype.kind == 'f']
     assert a.keys() == b.keys() and (one[0]['ids'] == other[0]['ids']).all()
     return (max(float(np.abs(a[k] - b[k]).max()/max(1e-9, np.abs(a[k]).max())) for k in floats),
@@ -236,10 +265,10 @@ def test_two_devices_are_as_good_as_one(warm, tmp_path, cell, how, allowed):
     assert {name for name in tree(two) if '.part' in name or 'checkpoint' in name} == set()
 
 
-@pytest.mark.parametrize('cell', [PLAIN, *faults.CELLS[:2]], ids=lambda c: c[1])
-def test_a_signal_to_one_of_two_devices(warm, tmp_path, cell):
-    """Both stop after the same step, say so once, and go on together."""
-    whole, cut = project(tmp_path/'whole'), project(tmp_path/'cut')
+@pytest.mark.parametrize('backbone', ['mobilenet_v3_small', 'shufflenet'])    # with dropout; with validation that tells averages apart
+def test_a_signal_to_one_of_two_devices(warm, tmp_path, backbone):
+    """Both stop after the same step, say so once, and go on together: dropout of their own, BatchNorm and a moving average included."""
+    cell, whole, cut = (backbone, 'growing'), project(tmp_path/'whole'), project(tmp_path/'cut')
     ranks(warm, whole, *faults.train_of(cell))
     each = fork(warm, cut, *faults.train_of(cell), every=EVERY)
     each[0].wait(until=lambda: list(cut.glob('work/*/checkpoint.previous.pt')))

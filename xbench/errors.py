@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['InputError', 'Interrupted', 'unknown', 'one_line_errors']
 
-# %% ../nbs/00_errors.ipynb #ca583a1e
+# %% ../nbs/00_errors.ipynb #6c0c0916
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -37,12 +38,13 @@ def unknown(
     hint = f'did you mean {" or ".join(near)}?' if near else f'known: {", ".join(known) or "none"}'
     return InputError(f'{where + ": " if where else ""}unknown {kind} {str(name)!r}; {hint}')
 
-# %% ../nbs/00_errors.ipynb #1d046028
+# %% ../nbs/00_errors.ipynb #6918b0aa
 @contextmanager
 def one_line_errors() -> Iterator[None]:
     "Print an `InputError` as one line on standard error and exit with its code; let every other error through."
     try: yield
     except InputError as e:
+        if os.environ.get('LOCAL_RANK', '0') != '0': sys.exit(e.exit_code)    # the first of several processes speaks
         print('xbench: ' + ' '.join(str(e).split()), file=sys.stderr)
         widths = [max(map(len, column)) for column in zip(*e.rows)]
         for row in e.rows: print('  ' + '  '.join(cell.ljust(w) for cell, w in zip(row, widths)).rstrip(), file=sys.stderr)

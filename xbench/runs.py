@@ -6,7 +6,7 @@
 __all__ = ['taught_by', 'run_id', 'check', 'network', 'teacher', 'search', 'execute', 'finished', 'live', 'environment',
            'robustness', 'errors']
 
-# %% ../nbs/60_runs.ipynb #541f79ac
+# %% ../nbs/60_runs.ipynb #cd00b848
 import csv
 import hashlib
 import json
@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -86,7 +87,7 @@ def teacher(cell: Cell, classes: int) -> torch.nn.Module | None:
         raise InputError(f'{taught_by(cell)}: not the weights of {t.backbone} with {classes} classes ({str(e).splitlines()[0]})') from None
     return model
 
-# %% ../nbs/60_runs.ipynb #bbc48e4d
+# %% ../nbs/60_runs.ipynb #4036c11e
 def search(
     cell: Cell,
     packed: data.Packed,
@@ -105,8 +106,8 @@ def search(
                         settings={'recipe': r.model_dump()}, judged='val', **how)
             if how['fab'].is_global_zero:
                 with paths.whole(kept) as part: part.write_text(json.dumps({'val_top1': found.val_top1, 'epoch': found.epoch}))
-                checkpoint.clear(work/name/'checkpoint.pt')
             how['fab'].barrier()
+        if how['fab'].is_global_zero: checkpoint.clear(work/name/'checkpoint.pt')
         rows.append(row | json.loads(kept.read_text()))
     best = max(rows, key=lambda row: row['val_top1'])
     chosen = {k: best[k] for k in ('optimizer', 'lr', 'batch')} | {'search': None}
@@ -179,16 +180,14 @@ def _split(packed, cell):
             'ids': f'packed/{cell.profile}/{cell.dataset}/ids.csv', 'ids_sha256': packed.card['split_sha256'],
             **{s: len(i) for s, i in at.items()}, 'val_sha256': hashlib.sha256(named.encode()).hexdigest()}
 
-# %% ../nbs/60_runs.ipynb #c8823cbe
+# %% ../nbs/60_runs.ipynb #40972416
 @contextmanager
 def live(wanted: bool) -> Iterator:  # a function that takes an entry of the history, or None
     "Curves in `dvclive/` while they come."
-    try:
-        from dvclive import Live
-    except ImportError: wanted = False
-    if not wanted:
+    if not wanted or not find_spec('dvclive'):
         yield None
         return
+    from dvclive import Live
     with Live(str(paths.root()/'dvclive'), dvcyaml=None, save_dvc_exp=False, report=None) as made:
         def log(row):
             for k, v in row.items():
