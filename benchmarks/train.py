@@ -52,7 +52,7 @@ from xbench.pack import pack
 from xbench.settings import load as settings
 from xbench.train import Run, fabric, fit, seed_all, train_step
 
-THREADS, BATCH, STEPS, ROUNDS, SECONDS, WARM, LONG = 2, 64, 4, (3, 24), 35, 2, 100
+THREADS, BATCH, STEPS, ROUNDS, SECONDS, WARM, LONG = 2, 64, {32: 4, 64: 2, 224: 2}, (3, 24), 20, 1.5, 100
 SOURCES = {32: 'tinyimagenet184', 64: 'tinyimagenet184', 224: 'flowers5'}
 LAYOUTS = {'channels_last': torch.channels_last, 'contiguous': torch.contiguous_format}
 
@@ -156,7 +156,7 @@ def clock(device='cpu'):
     return time.perf_counter()
 
 
-def seconds(device, kind, step, workers, steps=STEPS):
+def seconds(device, kind, step, workers, steps=2):
     """Of a step in a turn of one variant."""
     torch.backends.cudnn.benchmark = torch.backends.cuda.matmul.allow_tf32 = kind is timms
     for w in workers: os.kill(w.pid, signal.SIGCONT)
@@ -170,16 +170,16 @@ def seconds(device, kind, step, workers, steps=STEPS):
 
 def compare(name, folder, device):
     """Images a second of each variant, and how many times faster than the others ours is."""
-    made, took, rounds = {}, {t: [] for t in VARIANTS}, 0
+    made, took, rounds, steps = {}, {t: [] for t in VARIANTS}, 0, STEPS[load(folder/'packed').images.shape[1]]
     try:
         for title, (kind, layout) in VARIANTS.items():
             before, step = active_children(), kind(name, folder, layout, device)
             step()    # which starts the workers
             made[title], begun = (kind, step, [w for w in active_children() if w not in before]), clock()
-            while clock() - begun < WARM: seconds(device, *made[title], steps=2)
+            while clock() - begun < WARM: seconds(device, *made[title])
         begun = clock()
         while rounds < ROUNDS[0] or rounds < ROUNDS[1] and clock() - begun < SECONDS:
-            for title in [*made, *made][rounds % len(made):][:len(made)]: took[title].append(seconds(device, *made[title]))
+            for title in [*made, *made][rounds % len(made):][:len(made)]: took[title].append(seconds(device, *made[title], steps))
             rounds += 1
     finally:
         for w in active_children(): os.kill(w.pid, signal.SIGCONT)    # so that they can end
@@ -202,13 +202,16 @@ def waiting(name, folder, device, steps=100):
 
 def at(size, device='cpu'):
     """All backbones at one size."""
-    rows = {}
+    partial = paths.work('benchmark')/f'train-{device}-{size}.json'    # what was measured before it was interrupted
+    rows = json.loads(partial.read_text()) if partial.exists() else {}
     with TemporaryDirectory() as d:
         dataset = images(Path(d), size)
         for name in settings().profiles['demo'].backbones:
+            if name in rows: continue
             rows[name] = apart(compare, name, Path(d), device, device=device)
             if device == 'cuda': rows[name]['waiting'] = apart(waiting, name, Path(d), device, device=device)
             print(size, name, rows[name], flush=True)
+            with paths.whole(partial) as part: part.write_text(json.dumps(rows))
     means = {t: round(statistics.geometric_mean(r['ours_to'][t] for r in rows.values()), 3) for t in VARIANTS if t != 'ours'}
     print(size, 'geometric means', means, flush=True)
     return {'dataset': dataset, 'ours_to': means, 'backbones': rows}
@@ -273,4 +276,5 @@ if __name__ == '__main__':
     for part in sys.argv[1:] or [p for p in PARTS if p != 'gpu' or torch.cuda.is_available()]:
         found[part] = PARTS[part]()
         file.write_text(json.dumps(found, indent=1) + '\n')
+        for rest in paths.work('benchmark').glob('train-*.json'): rest.unlink()
     print(json.dumps(found, indent=1))
