@@ -264,17 +264,24 @@ def memory():
             'growth_mib': round(kept[-1] - kept[1], 1), 'late_growth_mib': round(late - early, 1), 'mib': [round(m, 1) for m in kept]}
 
 
-PARTS = {'throughput': lambda: {'target_to_timm': 1.3, 'target_to_timm_channels_last': 1, 'sizes': {str(s): at(s) for s in (32, 64)}},
-         'overhead': overhead, 'memory': memory,
-         'gpu': lambda: {'device': device_name('cuda'), 'target_to_timm': 1.2, 'target_waiting': 0.05,
-                         'sizes': {str(s): at(s, 'cuda') for s in (64, 224)}}}
+def throughput(kind, sizes, **targets):
+    """Given after each size, so that a long run leaves what it has."""
+    found = targets | {'sizes': {}}
+    for size in sizes:
+        found['sizes'][str(size)] = at(size, kind)
+        yield found
+
+
+PARTS = {'throughput': lambda: throughput('cpu', (32, 64), target_to_timm=1.3, target_to_timm_channels_last=1),
+         'overhead': lambda: [overhead()], 'memory': lambda: [memory()],
+         'gpu': lambda: throughput('cuda', (64, 224), device=device_name('cuda'), target_to_timm=1.2, target_waiting=.05)}
 
 if __name__ == '__main__':
     file = Path(__file__).parent/'results'/'train.json'
     found = json.loads(file.read_text()) if sys.argv[1:] and file.exists() else {}
-    found |= {'device': device_name(), 'versions': versions(), 'threads': THREADS, 'batch': BATCH}
     for part in sys.argv[1:] or [p for p in PARTS if p != 'gpu' or torch.cuda.is_available()]:
-        found[part] = PARTS[part]()
-        file.write_text(json.dumps(found, indent=1) + '\n')
+        for answer in PARTS[part]():
+            found |= {'device': device_name(), 'versions': versions(), 'threads': THREADS, 'batch': BATCH, part: answer}
+            file.write_text(json.dumps(found, indent=1) + '\n')
         for rest in paths.work('benchmark').glob('train-*.json'): rest.unlink()
     print(json.dumps(found, indent=1))
