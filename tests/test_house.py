@@ -113,7 +113,7 @@ def test_other_profiles_are_derived_from_the_root_pipeline(profile):
 
 
 def test_settings_file_stays_small():
-    assert (ROOT/'params.yaml').stat().st_size < 10_000, 'DVC reads params.yaml once a stage'
+    assert (ROOT/'params.yaml').stat().st_size < 8000, 'DVC reads params.yaml once a stage'
 
 
 def test_training_cells_depend_on_what_they_import():
