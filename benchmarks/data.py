@@ -25,7 +25,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 from xbench import paths
-from xbench.augment import POLICIES, Augment, batches
+from xbench.augment import POLICIES, Augment, Batches
 from xbench.backbones import core
 from xbench.data import load
 from xbench.latency import device_name, versions
@@ -35,7 +35,8 @@ from xbench.sources import open_source
 from xbench.splits import by_hash
 
 BATCH, IMAGES, ROUNDS = 64, {32: 4096, 64: 4096, 224: 1024}, 3
-PLAIN = dict(flip=0., crop=0, resized_crop=0., policy='none', jitter=0., hue=0., mixup=0., cutmix=0., stats='own', input_size=None)
+PLAIN = dict(flip=0., crop=0, resized_crop=0., policy='none', jitter=0., hue=0., mixup=0., cutmix=0., stats='own', input_size=None,
+             progressive=None, epochs=10, layout='channels_last')
 PIPELINES = {'none': {}, 'flip': {'flip': .5}, 'crop with padding': {'flip': .5, 'crop': 4},
              'random resized crop': {'flip': .5, 'resized_crop': .08},
              'jitter': {'flip': .5, 'jitter': .2}, 'jitter and hue': {'flip': .5, 'jitter': .2, 'hue': .1},
@@ -126,8 +127,9 @@ def at(size):
         for title, changed in PIPELINES.items():
             recipe = SimpleNamespace(**PLAIN | changed)
             augment = Augment(recipe, [.5]*3, [.25]*3, classes, len(packed.labels))
-            def epoch(augment=augment):
-                for _ in batches(packed.images, packed.labels, train, augment, BATCH, 0): pass
+            made = Batches(packed.images, packed.labels, train, augment, BATCH)
+            def epoch(made=made):
+                for _ in made.loader(0, made.steps): pass
             ours, theirs = rate(epoch, len(train)//BATCH*BATCH), baseline(Path(d, 'images', 'train'), size, recipe, classes)
             row['pipelines'][title] = {'ours': round(ours), 'imagefolder': round(theirs), 'ratio': round(ours/theirs, 2)}
             print(size, title, row['pipelines'][title], flush=True)
@@ -155,7 +157,7 @@ def choice(size=64):
         found[name]['timm'] = rate(lambda t=t: [np.asarray(t(Image.fromarray(i))) for i in images], BATCH, 9)
     for name, changed in (('ColorJitter', {'jitter': .2}), ('with hue', {'jitter': .2, 'hue': .1})):
         augment, k = Augment(SimpleNamespace(**PLAIN | changed), [.5]*3, [.25]*3, 2, BATCH), np.arange(BATCH)
-        found[name]['ours'] = rate(lambda a=augment, k=k: a.train(images, k, k, 0, 0), BATCH, 9)
+        found[name]['ours'] = rate(lambda a=augment, k=k: a.train(images, k, 0), BATCH, 9)
     with suppress(ImportError):
         import kornia.augmentation as K
         floats = tensors.float()/255

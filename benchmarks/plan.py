@@ -4,8 +4,7 @@
 
 Target: the median of three estimates within 30 % of the true time, for three cells. Packing is done before and not counted, by either.
 A recipe: a few steps of one cell as it stands, but float32 in place of fp16, which a CPU has not, and for `mobileone` eight passes a step,
-for 256 images at once need more than 24 GB, and the contiguous layout, for with channels_last torch 2.13 corrupts memory in its backward
-pass (README, Known limits).
+for 256 images at once need more than 24 GB.
 """
 import json
 import statistics
@@ -21,7 +20,7 @@ from xbench.latency import device_name, versions
 CELLS = [('lite', 'starnet', 'cifar10'), ('lite', 'mobilenet', 'scenes15'), ('demo', 'mobilevit', 'tissue')]
 RECIPES = {'cross_dataset': ('full', 'starnet', 'cifar100', {}), 'memory_constrained': ('full', 'mobilenet_v3_small', 'cifar10', {}),
            'which_backbone': ('full', 'resnet50', 'cifar10', {}),
-           'mobileone': ('full', 'mobileone_s0', 'datasets/imagenet1k', {'accumulate': 8, 'layout': 'contiguous'})}
+           'mobileone': ('full', 'mobileone_s0', 'datasets/imagenet1k', {'accumulate': 8})}
 
 
 def xbench(*command):

@@ -17,11 +17,11 @@ from xbench import pipeline
 
 MODULES = sorted(m.name for m in pkgutil.walk_packages(xbench.__path__, 'xbench.') if not m.name.endswith('._modidx'))
 # what each line of the design may import: lines above it, never below
-LINES = [['errors', 'paths'], ['xscore'], ['settings', 'published'],
+LINES = [['errors', 'paths'], ['stats', 'xscore'], ['settings', 'published'],
          ['backbones', 'elements', 'cost', 'latency', 'export'],
          ['cards', 'splits', 'sources', 'fetch', 'pack', 'data', 'augment', 'corrupt', 'check', 'datasets'],
          ['recipes', 'checkpoint', 'train', 'evaluate'],
-         ['baseline', 'runs', 'plan', 'results', 'figures', 'score'], ['warm', 'pipeline', 'cli']]
+         ['baseline', 'runs', 'plan', 'results', 'figures', 'score', 'audit', 'records'], ['warm', 'pipeline', 'cli']]
 LEVEL = {name: i for i, line in enumerate(LINES) for name in line}
 
 

@@ -6,10 +6,11 @@
 __all__ = ['BLUE', 'ORANGE', 'INK', 'PALE', 'style', 'save_figure', 'titles', 'accuracy_against_xscore', 'name_points',
            'log_axis']
 
-# %% ../nbs/62_figures.ipynb #12296bc2
+# %% ../nbs/62_figures.ipynb #87a63ba0
 from pathlib import Path
 
 import matplotlib as mpl
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -53,13 +54,15 @@ def titles(
     better = {5: {'efficientnet': 'EfficientNet'}, 3: {'stanford_dogs': 'Stanford Dogs', 'miniplaces': 'MiniPlaces'}}
     return dict(zip(long.column, long.printed_column)) | better.get(table, {})
 
-# %% ../nbs/62_figures.ipynb #3ad14daa
+# %% ../nbs/62_figures.ipynb #d7d9bd44
 def accuracy_against_xscore(
     ax: Axes,
     accuracy: pd.Series,  # top-1 in percent, by backbone
     score: pd.Series,  # xScore, by backbone
     label: str,  # of the accuracy axis
     color: str = BLUE,
+    x: np.ndarray | None = None,  # low and high of each xScore
+    y: np.ndarray | None = None,  # low and high of each accuracy
 ) -> None:
     "Scatter of xScore (x) and one accuracy (y), each backbone named; from five on with a linear fit and its 95 % band."
     import seaborn as sns  # here, for a training cell draws without it and starts a second sooner
@@ -67,6 +70,9 @@ def accuracy_against_xscore(
     sns.regplot(x=score, y=accuracy, ax=ax, color=color, seed=0, n_boot=500, truncate=False, fit_reg=len(score) > 4,
                 scatter_kws={'s': 26, 'alpha': 1, 'zorder': 3, 'edgecolor': 'white', 'linewidths': .8},
                 line_kws={'linewidth': 1.4, 'alpha': .8})
+    if x is not None:
+        bars = [abs(np.asarray(ends) - v.to_numpy()) for ends, v in ((y, accuracy), (x, score))]
+        ax.errorbar(score, accuracy, *bars, fmt='none', ecolor=color, elinewidth=.7, alpha=.45, zorder=2)
     spread_x, spread_y = score.max() - score.min(), accuracy.max() - accuracy.min() or 1
     ax.set(xlabel='xScore', ylabel=label, ylim=(accuracy.min() - .16*spread_y, accuracy.max() + .16*spread_y),
            xlim=(score.min() - .12*spread_x, score.max() + .16*spread_x))

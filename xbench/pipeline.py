@@ -148,7 +148,7 @@ def _shown(output):
     if 'text/markdown' in data: return ''.join(data['text/markdown'])
     return '```text\n' + ''.join(output.get('text') or data['text/plain']).strip() + '\n```'
 
-# %% ../nbs/70_pipeline.ipynb #adab4b54
+# %% ../nbs/70_pipeline.ipynb #2229d127
 def prepare(profile: str, dataset: str) -> None:
     "Pack a dataset of a profile, and keep the list of its images as `results/<profile>/splits/<dataset>.csv`."
     from xbench import pack
@@ -161,8 +161,9 @@ def cost(profile: str, backbone: str) -> None:
     from xbench.backbones import core
     from xbench.cost import record
     from xbench.elements import elements
-    block = load().backbone[backbone]
-    core.load(block.module)
+    settings = load()
+    block = settings.backbone[backbone]
+    core.load(block.module or settings.profiles[profile].module)
     found = record(backbone, **block.options) | {'elements': elements(core.create(backbone, 10, **block.options))}
     with paths.whole(paths.results(profile)/'cost'/f'{backbone}.json') as part: part.write_text(json.dumps(found, indent=1) + '\n')
 
@@ -251,7 +252,7 @@ def pipeline_file(profile: str) -> Path:
     "The `dvc.yaml` of a profile."
     return paths.root()/('dvc.yaml' if profile == 'demo' else f'pipelines/{profile}/dvc.yaml')
 
-# %% ../nbs/70_pipeline.ipynb #141fad89
+# %% ../nbs/70_pipeline.ipynb #5ea3c62c
 def check(
     settings: Settings,
     profile: str,
@@ -276,7 +277,7 @@ def check(
         return
     if profile not in settings.profiles: raise unknown('profile', profile, [*settings.profiles, 'cost', 'data'], 'params.yaml')
     for backbone in settings.profiles[profile].backbones:
-        core.load(settings.backbone[backbone].module)
+        core.load(settings.backbone[backbone].module or settings.profiles[profile].module)
         core.entry(backbone)
     for slug, path in settings.profiles[profile].datasets.items(): open_source(paths.source(path), slug, settings.dataset[slug].split)
 
@@ -305,9 +306,9 @@ def between() -> None:
                          'example_a': pairs.a.get(0, ''), 'example_b': pairs.b.get(0, '')})
     with paths.whole(paths.results('data')/'between.csv') as part: pd.DataFrame(rows).to_csv(part, index=False, lineterminator='\n')
 
-# %% ../nbs/70_pipeline.ipynb #a6b6c44e
+# %% ../nbs/70_pipeline.ipynb #ba86f262
 # seconds of a stage, two side by side on two cores; only until one of its kind has run
-SECONDS = {'nbcode': 1, 'code': 1, 'prepare': 3, 'cost': 8, 'train': 17, 'baseline': 8, 'collect': 3, 'table': 5, 'figure': 6,
+SECONDS = {'nbcode': 1, 'code': 1, 'prepare': 3, 'cost': 8, 'train': 17, 'baseline': 8, 'collect': 3, 'table': 5, 'figure': 6, 'study': 8,
            'look': 15, 'networks': 20, 'static': 8, 'latency': 25, 'compiled': 60, 'probe': 15}
 
 def kind(stage: str) -> str:
@@ -319,7 +320,7 @@ QUICK = ('nbcode', 'code')  # stages that take less time than DVC needs to start
 def waves(stages: list[str]) -> list[list[str]]:
     "Stages in groups that can run side by side, in the order of the pipeline."
     order = [('nbcode', 'code', 'prepare', 'cost', 'networks', 'look'), ('train', 'baseline', 'static'), ('latency', 'compiled', 'probe'),
-             ('collect',), ('table', 'figure', 'gallery', 'leak')]
+             ('collect',), ('table', 'figure', 'study', 'gallery', 'leak')]
     return [[s for s in stages if kind(s) in kinds] for kinds in order]
 
 def paper(
@@ -337,7 +338,7 @@ def paper(
         if ran and not stale.issuperset(wave): stale |= _stale(str(pipeline_file(profile)))    # what has just run may have changed inputs
         todo = [s for s in wave if s in stale]
         report.skip(set(wave) - stale)
-        many = sum(kind(s) in ('train', 'table', 'figure') for s in todo) > 3
+        many = sum(kind(s) in ('train', 'table', 'figure', 'study') for s in todo) > 3
         units = [[s for s in todo if kind(s) in QUICK], *([s] for s in todo if kind(s) not in QUICK)]
         alone = any(kind(s) in ('latency', 'compiled', 'probe') for s in todo)    # a clock wants the machine for itself
         with warm.process() if many else nullcontext({}) as env, ThreadPoolExecutor(1 if alone else jobs) as pool:
@@ -408,7 +409,7 @@ class Report:
 
     def _say(self, text): print(f'[{self.total - len(self.left)}/{self.total}] {text}', file=self.file, flush=True)
 
-# %% ../nbs/70_pipeline.ipynb #ea3afbe6
+# %% ../nbs/70_pipeline.ipynb #63c6d091
 def main(argv: list[str] | None = None) -> None:
     "`python -m xbench.pipeline`: the commands of `dvc.yaml` and the Makefile."
     parser = argparse.ArgumentParser(prog='python -m xbench.pipeline')
@@ -443,7 +444,7 @@ def main(argv: list[str] | None = None) -> None:
             refresh(index)
             with paths.whole(paths.root()/'README.md') as part: part.write_text(readme(_read(index)))
         elif a.command == 'derive':
-            for profile in PROFILES[1:]:
+            for profile in ('lite', 'full'):
                 with paths.whole(pipeline_file(profile)) as part: part.write_text(derive((paths.root()/'dvc.yaml').read_text(), profile))
 
 if __name__ == '__main__' and '__file__' in globals(): main()

@@ -4,19 +4,23 @@
 
 # %% auto #0
 __all__ = ['TIDY', 'TIDY_COST', 'ESCAPES', 'tidy_runs', 'tidy_curves', 'tidy_baseline', 'tidy_cost', 'tidy_datasets',
-           'tidy_forms', 'tidy_anatomy', 'tidy_latency', 'collect', 'read', 'accuracy', 'seeds', 'deployed', 'beside',
-           'half_unit', 'save_table']
+           'tidy_forms', 'tidy_anatomy', 'tidy_latency', 'collect', 'read', 'accuracy', 'parts', 'seeds', 'right',
+           'resampled', 'drawn', 'deployed', 'beside', 'half_unit', 'save_table']
 
-# %% ../nbs/61_results.ipynb #c79fc9f5
+# %% ../nbs/61_results.ipynb #9300da92
 import json
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from . import paths
+from .cards import card
 from .errors import InputError, unknown
+from .evaluate import ranked
 from .published import cells
 from .settings import Settings
+from .stats import resample
 
 # %% ../nbs/61_results.ipynb #5e9e1ab8
 def _read(path, what, reader=lambda p: json.loads(p.read_text())):
@@ -79,7 +83,7 @@ def tidy_datasets(
                           **{f'available_{s}': c['available'].get(s, 0) for s in ('train', 'test')},
                           'size': c['size'], 'hash': c['hash']} for c in cards])
 
-# %% ../nbs/61_results.ipynb #9fc02038
+# %% ../nbs/61_results.ipynb #7d17f9d7
 def tidy_forms(
     settings: Settings,
     profile: str = 'cost',
@@ -117,9 +121,13 @@ def collect(
 ) -> list[Path]:  # the files written
     "Write all tidy files of a profile. Raises `InputError` for a record that is missing, before any is written."
     frames = {name: make(settings, profile) for name, make in (TIDY_COST if profile == 'cost' else TIDY).items()}
+    drawn = None if profile == 'cost' else resampled(settings, profile)
     for name, frame in frames.items():
         with paths.whole(paths.results(profile)/f'{name}.csv') as part: frame.to_csv(part, index=False, lineterminator='\n')
-    return [paths.results(profile)/f'{name}.csv' for name in frames]
+    files = [paths.results(profile)/f'{name}.csv' for name in frames]
+    if drawn is None: return files
+    with paths.whole(file := paths.results(profile)/'draws.npz') as part, open(part, 'wb') as f: np.savez_compressed(f, **drawn)
+    return [*files, file]
 
 def read(
     profile: str,
@@ -140,6 +148,15 @@ def accuracy(
     wide = rows.pivot_table(index='backbone', columns='dataset', values='value', aggfunc='mean')
     return wide.loc[rows.backbone.unique(), rows.dataset.unique()].rename_axis(index=None, columns=None)
 
+# %% ../nbs/61_results.ipynb #0254f8a8
+def parts(
+    datasets: list[str],  # slugs measured
+    printed: list[str],  # slugs of the paper
+) -> dict[str, str]:  # printed slug: measured slug
+    "Which dataset plays which part of the paper's; a dataset that is the paper's own plays itself."
+    stands = {d: d if d in printed else card(d)['stands_for'] for d in datasets}
+    return {p: d for p in printed for d in datasets if stands[d] == p}
+
 # %% ../nbs/61_results.ipynb #25ded84b
 def seeds(
     tidy: pd.DataFrame,  # from `tidy_runs`
@@ -152,6 +169,42 @@ def seeds(
     table = test.groupby(by, sort=False).value.agg(n='size', mean='mean', std='std', best='max')
     ranked = test.assign(val=val.reindex(pd.MultiIndex.from_frame(test[[*by, 'seed']])).to_numpy()).sort_values('val', kind='stable')
     return table.assign(chosen=ranked.groupby(by).value.last()).reset_index()
+
+# %% ../nbs/61_results.ipynb #5c1ec9b2
+def right(
+    settings: Settings,
+    profile: str,
+    dataset: str,
+) -> np.ndarray:  # bool, backbones x seeds x test images
+    "Which images each run of a dataset names rightly. Raises `InputError` for runs that were judged on other images than the first."
+    p, ids = settings.profiles[profile], None
+    def one(b, s):
+        nonlocal ids
+        file = paths.results(profile)/'cells'/paths.cell_name(b, dataset, s)/'predictions.npz'
+        kept = _read(file, 'a run', lambda p: dict(np.load(p)))
+        ids = kept['ids'] if ids is None else ids
+        if not np.array_equal(ids, kept['ids']): raise InputError(f'{file}: other test images than the first run of {dataset}; run it again')
+        return ranked(kept)[:, 0] == kept['true']
+    return np.array([[one(b, s) for s in p.seeds] for b in p.backbones])
+
+def resampled(
+    settings: Settings,
+    profile: str,
+    draws: int = 1000,
+) -> dict[str, np.ndarray]:  # top1: float32, draws x backbones x datasets, percent; backbones, datasets: their names
+    "The profile's table of accuracies with images and seeds drawn anew."
+    p = settings.profiles[profile]
+    top1 = np.stack([resample(right(settings, profile, d), draws, name=d) for d in p.datasets], 2)
+    return {'top1': top1.astype(np.float32), 'backbones': np.array(p.backbones), 'datasets': np.array(list(p.datasets))}
+
+def drawn(
+    profile: str,
+    table: pd.DataFrame,  # from `accuracy`: the axes wanted
+) -> np.ndarray:  # draws x backbones x datasets, percent
+    "A profile's draws, in the order of a table."
+    kept = _read(paths.results(profile)/'draws.npz', 'the file of draws', lambda p: dict(np.load(p)))
+    at = [[list(kept[k]).index(v) for v in axis] for k, axis in (('backbones', table.index), ('datasets', table))]
+    return kept['top1'].astype(float)[:, at[0]][:, :, at[1]]
 
 # %% ../nbs/61_results.ipynb #00081309
 def deployed(

@@ -180,7 +180,7 @@ def _split(packed, cell):
             'ids': f'packed/{cell.profile}/{cell.dataset}/ids.csv', 'ids_sha256': packed.card['split_sha256'],
             **{s: len(i) for s, i in at.items()}, 'val_sha256': hashlib.sha256(named.encode()).hexdigest()}
 
-# %% ../nbs/60_runs.ipynb #40972416
+# %% ../nbs/60_runs.ipynb #443ac8c1
 @contextmanager
 def live(wanted: bool) -> Iterator:  # a function that takes an entry of the history, or None
     "Curves in `dvclive/` while they come."
@@ -207,7 +207,7 @@ def _write(out, cell, run, history, tried, kept, found, packed, seconds):
                 table = csv.DictWriter(f, list(rows[0]), lineterminator='\n')
                 table.writeheader()
                 table.writerows(rows)
-        with paths.whole(runs/'predictions.npz') as part, open(part, 'wb') as f: np.savez_compressed(f, **kept)
+        with paths.whole(cells/'predictions.npz') as part, open(part, 'wb') as f: np.savez_compressed(f, **kept)
         made = {'run_id': run, 'cell': {**vars(cell), 'recipe': cell.recipe.model_dump(), 'images': cell.images.model_dump()},
                 'data': {k: packed.card[k] for k in ('name', 'hash', 'sha256', 'counts')} | _split(packed, cell),
                 **environment(), 'seconds': round(seconds, 1)}

@@ -119,7 +119,7 @@ class Named(Recipe):
     "A recipe as it stands in `params.yaml`."
     cases: dict[Annotated[str, Field(pattern=r'^[a-z0-9_]+(-[a-z0-9_]+)?$')], Case] = {}
 
-# %% ../nbs/11_settings.ipynb #a6b609b7
+# %% ../nbs/11_settings.ipynb #7bbfc9fa
 class Dataset(Overrides):
     "A dataset's block: overrides of the recipe, and which split."
     split: str | None = None  # official, made, or the name of a paper; the source's own where it has one when not given
@@ -134,12 +134,14 @@ class Images(_Block):
 class Profile(_Block):
     "What a pipeline runs: which backbones on which datasets, how big, how long."
     recipe: Slug
+    module: str | None = None  # a module to import first, for backbones that the registry does not list
     backbones: Annotated[list[Slug], Field(min_length=1)]
     datasets: Annotated[dict[Slug, str], Field(min_length=1)]  # slug: path of the images
     seeds: Annotated[list[Annotated[StrictInt, Field(ge=0)]], Field(min_length=1)]
     images: Images
     train: Overrides
     proxy: Slug  # the dataset that plays ImageNet's part in Figure 1
+    protocol: Annotated[list[Slug], Field(min_length=2)]  # the few datasets that `xbench score` trains on
     lam: Annotated[float, Field(ge=0, le=1)]  # lambda of xScore
     threads: Annotated[StrictInt, Field(ge=1)]  # of one training run on a CPU
 
@@ -170,8 +172,8 @@ class Settings(_Block):
     backbone: dict[Slug, Backbone]
     dataset: dict[Slug, Dataset]
 
-# %% ../nbs/11_settings.ipynb #a3b9a26f
-PROFILES, REST = ('demo', 'lite', 'full'), ('cost', 'data', 'watts', 'recipe', 'backbone', 'dataset')
+# %% ../nbs/11_settings.ipynb #9e4eb11b
+PROFILES, REST = ('demo', 'lite', 'full', 'capacity'), ('cost', 'data', 'watts', 'recipe', 'backbone', 'dataset')
 
 def load(
     path: str | Path | None = None,  # file to read; the project's `params.yaml` when not given
@@ -218,8 +220,10 @@ def _cross_check(settings, key, profile, name):
     "What one key alone cannot show: names that must be known elsewhere, sets without repeats."
     where = f'{name}: {key}'
     if profile.recipe not in settings.recipe: raise unknown('recipe', profile.recipe, settings.recipe, f'{where}.recipe')
-    if profile.proxy not in profile.datasets: raise unknown('dataset', profile.proxy, profile.datasets, f'{where}.proxy')
-    for field in ('backbones', 'seeds'):
+    for field, wanted in (('proxy', [profile.proxy]), ('protocol', profile.protocol)):
+        for d in wanted:
+            if d not in profile.datasets: raise unknown('dataset', d, profile.datasets, f'{where}.{field}')
+    for field in ('backbones', 'seeds', 'protocol'):
         values = getattr(profile, field)
         if twice := [v for v in values if values.count(v) > 1]: raise InputError(f'{where}.{field}: {twice[0]!r} stands twice; keep one')
     for b in profile.backbones:
@@ -228,7 +232,7 @@ def _cross_check(settings, key, profile, name):
         if d not in settings.dataset: raise unknown('dataset', d, settings.dataset, f'{where}.datasets')
         for b in profile.backbones: resolve(settings, key, b, d)
 
-# %% ../nbs/11_settings.ipynb #bf04a722
+# %% ../nbs/11_settings.ipynb #8f9a68f8
 @dataclass(frozen=True)
 class Cell:
     "Everything that decides the result of one training run, but for code and pixels."
@@ -269,7 +273,7 @@ def resolve(
     except ValidationError as e: raise InputError(f'{where}: {_explain(e.errors()[0])}') from None
     for r in candidates(found): _agree(r, p.images, where)
     options = {k: v for c in (own, *cases) for k, v in c.options.items()}
-    return Cell(profile, name, found, backbone, options, own.module, slug, path,
+    return Cell(profile, name, found, backbone, options, own.module or p.module, slug, path,
                 settings.dataset.get(slug, Dataset()).split, seed, p.images, p.threads)
 
 def _changes(changes):

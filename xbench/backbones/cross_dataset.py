@@ -91,10 +91,13 @@ def ghostnet(num_classes: int):
               [[3, 240, 80, 0, 2]], [[3, 184, 80, 0, 1], [3, 240, 160, .25, 1]], [[5, 720, 192, .25, 1]]]
     return GhostNet(cfgs=stages, width=1., version='v3', drop_rate=0., num_classes=num_classes)
 
-# %% ../../nbs/backbones/22_cross_dataset.ipynb #1497808f
+# %% ../../nbs/backbones/22_cross_dataset.ipynb #0d198104
 @_backbone('channel split', 'ShuffleNet')
 def shufflenet(num_classes: int):
     "ShuffleNetV2 with widths 192, 360, 600, without the channel shuffle."
+    return _split([64, 192, 360, 600, 1024], num_classes)
+
+def _split(widths, num_classes):
     import torch
     from torchvision.models.shufflenetv2 import InvertedResidual, ShuffleNetV2
 
@@ -104,7 +107,7 @@ def shufflenet(num_classes: int):
             kept, worked = x.chunk(2, 1)
             return torch.cat((kept, self.branch2(worked)), 1)
 
-    return ShuffleNetV2([4, 8, 4], [64, 192, 360, 600, 1024], num_classes=num_classes, inverted_residual=NoShuffle)
+    return ShuffleNetV2([4, 8, 4], widths, num_classes=num_classes, inverted_residual=NoShuffle)
 
 # %% ../../nbs/backbones/22_cross_dataset.ipynb #43fdfea1
 @_backbone('re-parameterised', 'MobileOne')
