@@ -61,7 +61,8 @@ def small(tmp_path_factory):
     """A pipeline of two backbones and two datasets, small enough to run in about a minute."""
     checkout = Checkout(tmp_path_factory.mktemp('a path')/'x bench')
     checkout.settings(
-        demo__backbones=['convnext', 'shufflenet'], demo__proxy='tissue', demo__images={'size': 32, 'train': 64, 'test': 48},
+        demo__backbones=['convnext', 'shufflenet'], demo__proxy='tissue', demo__protocol=['digits', 'tissue'],
+        demo__images={'size': 32, 'train': 64, 'test': 48},
         demo__datasets={'digits': 'data/digits.tar.xz', 'tissue': 'data/tissue.tar.xz'},
         demo__train={'epochs': 2, 'warmup_epochs': 1, 'batch': 16})
     checkout.commit()

@@ -237,7 +237,7 @@ def ranks(warm, root, *argv, **how):
 
 def outcome(root, cell):
     name = f'{cell[0]}-digits-s0'
-    return dict(np.load(root/'out'/'runs'/name/'predictions.npz')), load(next(root.glob('work/*/weights.safetensors')).read_bytes())
+    return dict(np.load(root/'out'/'cells'/name/'predictions.npz')), load(next(root.glob('work/*/weights.safetensors')).read_bytes())
 
 
 def apart(one, other):

@@ -17,11 +17,11 @@ from xbench import pipeline
 
 MODULES = sorted(m.name for m in pkgutil.walk_packages(xbench.__path__, 'xbench.') if not m.name.endswith('._modidx'))
 # what each line of the design may import: lines above it, never below
-LINES = [['errors', 'paths'], ['stats', 'xscore'], ['settings', 'published'],
+LINES = [['errors', 'paths'], ['cells', 'stats', 'xscore'], ['settings', 'published'],
          ['backbones', 'elements', 'cost', 'latency', 'export'],
          ['cards', 'splits', 'sources', 'fetch', 'pack', 'data', 'augment', 'corrupt', 'check', 'datasets'],
          ['recipes', 'checkpoint', 'train', 'evaluate'],
-         ['baseline', 'runs', 'plan', 'results', 'figures', 'score', 'audit', 'records'], ['warm', 'pipeline', 'cli']]
+         ['baseline', 'runs', 'plan', 'results', 'figures', 'score', 'audit', 'records', 'own', 'recommend'], ['warm', 'pipeline', 'cli']]
 LEVEL = {name: i for i, line in enumerate(LINES) for name in line}
 
 
@@ -125,12 +125,12 @@ def test_training_cells_depend_on_what_they_import():
     assert 'build/demo/train.code' in stages['code']['outs'] and 'build/demo/train.code' in stages['train']['deps']
     assert [w for w in stages['code']['cmd'].split() if w.startswith('xbench/')] == stages['code']['deps']
     named = {d.removesuffix('.py').replace('/', '.') for d in stages['code']['deps']}
-    plumbing = {'xbench.paths', 'xbench.errors', 'xbench.settings', 'xbench.backbones'}    # they decide where and whether, not what
+    plumbing = {'xbench.paths', 'xbench.errors', 'xbench.cells', 'xbench.settings', 'xbench.backbones'}    # they decide where and whether, not what
     plumbing |= {'xbench.cards', 'xbench.sources', 'xbench.pack'}    # they made the packed images, which the cells depend on
     assert set(found) - plumbing == named
 
 
-@pytest.mark.parametrize('module', ['', '.settings', '.xscore', '.published', '.backbones.cross_dataset', '.backbones.mobileone',
+@pytest.mark.parametrize('module', ['', '.settings', '.cells', '.stats', '.xscore', '.published', '.backbones.cross_dataset', '.backbones.mobileone',
                                     '.backbones.which_backbone', '.latency', '.data', '.pack', '.datasets', '.fetch', '.corrupt', '.cli'])
 def test_importing_it_does_not_import_torch(module):
     code = f'import sys, xbench{module}; sys.exit("torch" in sys.modules)'

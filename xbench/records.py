@@ -37,7 +37,7 @@ from .evaluate import confusion, intervals, metrics, per_class, predictions
 from .settings import Recipe, Settings, load, resolve
 from .splits import carve, thinned
 
-# %% ../nbs/67_records.ipynb #8e6202f8
+# %% ../nbs/67_records.ipynb #42594fd5
 PLACES = {'metrics.json': 'cells', 'history.csv': 'cells', 'predictions.npz': 'cells', 'search.csv': 'runs', 'run.json': 'runs'}
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Record:
         if self.out.parent == paths.results(''): return f'fetch it with `dvc pull --force {stage(self.out.name, self.name)}`'
         return 'train it anew, or copy it again from where it was made'
 
-BROKEN = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, tarfile.TarError, zlib.error)
+BROKEN = (OSError, ValueError, KeyError, TypeError, EOFError, MemoryError, zipfile.BadZipFile, tarfile.TarError, zlib.error)
 
 def records(out: Path) -> list[Record]:
     "The records in a folder, by name."
@@ -143,7 +143,7 @@ def recomputed(
             'train_images': made['data']['counts']['train'], 'recipe': cell['recipe_name'],
             **{k: cell['recipe'].get(k) for k in ('fraction', 'batch', 'lr', 'optimizer', 'precision')}}
 
-# %% ../nbs/67_records.ipynb #7a9cd69b
+# %% ../nbs/67_records.ipynb #9b1a95a2
 @dataclass(frozen=True)
 class Images:
     "What is known here of the images that a profile judges on."
@@ -168,11 +168,10 @@ def validation(
     profile: str,
 ) -> str | None:
     "Hash of the names of the validation images, carved again; None without packed images."
-    cell = made['cell']
-    try: packed = data.load(paths.packed(profile, cell['dataset']))
-    except InputError: return None
-    split = thinned(packed.labels, packed.split, cell['recipe']['fraction'], packed.name)
-    at = carve(packed.labels, split, cell['recipe']['val'], cell['seed'], packed.group)
+    cell, r = made['cell'], made['cell']['recipe']
+    try: packed, fraction, val = data.load(paths.packed(profile, cell['dataset'])), r['fraction'], r['val']
+    except (InputError, KeyError): return None
+    at = carve(packed.labels, thinned(packed.labels, packed.split, fraction, packed.name), val, cell['seed'], packed.group)
     return hashlib.sha256('\n'.join(packed.name[at['val']]).encode()).hexdigest()
 
 # %% ../nbs/67_records.ipynb #597cb204
@@ -199,12 +198,12 @@ SEARCHED = ('optimizer', 'lr', 'batch', 'search')  # settings that a search deci
 
 def _plain(v): return v if isinstance(v, str) else f'{v:g}' if isinstance(v, float) else json.dumps(v, ensure_ascii=False)
 
-# %% ../nbs/67_records.ipynb #d714f374
+# %% ../nbs/67_records.ipynb #f5a88147
 def code_since(
     made: dict,  # of `run.json`
 ) -> str:
     "What of the training code differs from that which made a run, as far as git can tell."
-    if not made['commit']: return 'made outside a git repository'
+    if not re.fullmatch('[0-9a-f]{40,64}', str(made['commit'])): return 'made outside a git repository'
     deps = yaml.safe_load((paths.root()/'dvc.yaml').read_text())['stages']['code']['deps']
     done = subprocess.run(['git', 'diff', '--name-only', made['commit'], '--', *deps], cwd=paths.root(), capture_output=True, text=True)
     if done.returncode: return 'made from a commit that is not in this repository'

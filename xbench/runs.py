@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['taught_by', 'run_id', 'check', 'network', 'teacher', 'search', 'execute', 'finished', 'live', 'environment',
-           'robustness', 'errors']
+           'robustness', 'errors', 'main']
 
-# %% ../nbs/60_runs.ipynb #cd00b848
+# %% ../nbs/60_runs.ipynb #1aaa1132
+import argparse
 import csv
 import hashlib
 import json
@@ -27,10 +28,10 @@ import torch
 from . import checkpoint, data, paths
 from .augment import Augment, sides
 from .backbones import core
-from .errors import InputError
+from .cells import Cell, candidates, read
+from .errors import InputError, one_line_errors
 from .evaluate import intervals, metrics, predictions
 from .pack import prepare
-from .settings import Cell, candidates
 from .splits import carve, thinned
 from .train import at_first, fabric, fit, predict, seed_all
 
@@ -264,3 +265,18 @@ def errors(right: dict) -> dict[tuple[str, int], float]:
     "Top-1 errors in percent of `corruptions.npz`, opened or as `robustness` has it."
     pair = lambda k: k if isinstance(k, tuple) else (k.rpartition('-')[0], int(k.rpartition('-')[2]))
     return {pair(k): round(100*float(1 - np.mean(v)), 4) for k, v in right.items() if k != 'ids'}
+
+# %% ../nbs/60_runs.ipynb #ad998e9f
+def main(argv: list[str] | None = None) -> None:
+    "Train the cells of a file."
+    parser = argparse.ArgumentParser(prog='python -m xbench.runs')
+    parser.add_argument('cells', help='a file that `xbench runs export` wrote')
+    parser.add_argument('--out', required=True, help='folder for the records')
+    a = parser.parse_args(argv)
+    with one_line_errors():
+        for cell in read(a.cells):
+            found = execute(cell, a.out)
+            print(found['run_id'], found['metrics']['top1'], flush=True)
+
+# %% ../nbs/60_runs.ipynb #b43b7e5e
+if __name__ == '__main__' and '__file__' in globals(): main()

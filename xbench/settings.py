@@ -5,13 +5,11 @@
 # %% auto #0
 __all__ = ['Slug', 'Side', 'Kind', 'Rate', 'Share', 'Count', 'Floor', 'Overrides', 'PROFILES', 'REST', 'Phase', 'Stage',
            'Teacher', 'Search', 'Recipe', 'Backbone', 'Case', 'Named', 'Dataset', 'Images', 'Profile', 'Cost', 'Data',
-           'Settings', 'load', 'parse', 'Cell', 'resolve', 'candidates']
+           'Settings', 'load', 'parse', 'resolve']
 
-# %% ../nbs/11_settings.ipynb #ac77d410
+# %% ../nbs/11_settings.ipynb #4f86df48
 import re
-from dataclasses import dataclass
 from difflib import get_close_matches
-from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,6 +17,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError, create_model
 
 from . import paths
+from .cells import Cell, candidates
 from .errors import InputError, unknown
 
 # %% ../nbs/11_settings.ipynb #a26242d0
@@ -172,7 +171,7 @@ class Settings(_Block):
     backbone: dict[Slug, Backbone]
     dataset: dict[Slug, Dataset]
 
-# %% ../nbs/11_settings.ipynb #9e4eb11b
+# %% ../nbs/11_settings.ipynb #951566ff
 PROFILES, REST = ('demo', 'lite', 'full', 'capacity'), ('cost', 'data', 'watts', 'recipe', 'backbone', 'dataset')
 
 def load(
@@ -220,9 +219,6 @@ def _cross_check(settings, key, profile, name):
     "What one key alone cannot show: names that must be known elsewhere, sets without repeats."
     where = f'{name}: {key}'
     if profile.recipe not in settings.recipe: raise unknown('recipe', profile.recipe, settings.recipe, f'{where}.recipe')
-    for field, wanted in (('proxy', [profile.proxy]), ('protocol', profile.protocol)):
-        for d in wanted:
-            if d not in profile.datasets: raise unknown('dataset', d, profile.datasets, f'{where}.{field}')
     for field in ('backbones', 'seeds', 'protocol'):
         values = getattr(profile, field)
         if twice := [v for v in values if values.count(v) > 1]: raise InputError(f'{where}.{field}: {twice[0]!r} stands twice; keep one')
@@ -231,24 +227,11 @@ def _cross_check(settings, key, profile, name):
     for d in profile.datasets:
         if d not in settings.dataset: raise unknown('dataset', d, settings.dataset, f'{where}.datasets')
         for b in profile.backbones: resolve(settings, key, b, d)
+    for field, wanted in (('proxy', [profile.proxy]), ('protocol', profile.protocol)):
+        for d in wanted:
+            if d not in profile.datasets: raise unknown('dataset', d, profile.datasets, f'{where}.{field}')
 
-# %% ../nbs/11_settings.ipynb #8f9a68f8
-@dataclass(frozen=True)
-class Cell:
-    "Everything that decides the result of one training run, but for code and pixels."
-    profile: str
-    recipe_name: str
-    recipe: Recipe
-    backbone: str
-    options: dict  # of the backbone's constructor
-    module: str | None  # to import before it is built
-    dataset: str  # slug
-    path: str  # of the images
-    split: str | None  # which split of it
-    seed: int
-    images: Images
-    threads: int
-
+# %% ../nbs/11_settings.ipynb #0789aa9a
 def resolve(
     settings: Settings,
     profile: str,  # name of a profile
@@ -281,14 +264,6 @@ def _changes(changes):
     except ValidationError as e:
         error = e.errors()[0]
         raise InputError(f"set {_explain(error | {'loc': ('recipe', *error['loc'])}).removeprefix('recipe.')}") from None
-
-def candidates(
-    recipe: Recipe,
-) -> list[Recipe]:
-    "The recipe itself or, where it holds a search, the short ones to choose from."
-    if not (s := recipe.search): return [recipe]
-    short = {'search': None, 'epochs': s.epochs, 'warmup_epochs': min(recipe.warmup_epochs, s.epochs - 1)}
-    return [recipe.model_copy(update={**short, 'optimizer': o, 'lr': lr, 'batch': b}) for o, lr, b in product(s.optimizer, s.lr, s.batch)]
 
 def _agree(r, images, where):
     "Raise `InputError` for settings that are right each by itself and contradict one another."

@@ -14,14 +14,14 @@ import pandas as pd
 from .errors import InputError, unknown
 from .stats import kendall, spearman
 
-# %% ../nbs/10_xscore.ipynb #276e0b45
+# %% ../nbs/10_xscore.ipynb #9de24d32
 def check(
     acc: pd.DataFrame,  # backbones x datasets, top-1 in percent
 ) -> pd.DataFrame:  # the same as float64
     """The table, once it is known to be sound.
 
     Raises `InputError` naming the cell for missing, non-numeric or duplicated entries, for accuracies outside [0, 100],
-    and for a column that holds fractions instead of percents.
+    and for a column or a row that holds fractions instead of percents.
     """
     if not isinstance(acc, pd.DataFrame) or acc.empty:
         raise InputError('accuracies: expected a table of backbones x datasets with at least one of each')
@@ -34,8 +34,11 @@ def check(
     for bad, why in ((np.isnan(values), 'is missing; every backbone needs an accuracy on every dataset'),
                      ((values < 0) | (values > 100), 'is outside [0, 100]; give percent')):
         if bad.any(): raise _cell(acc, bad, why)
-    fractions = (values <= 1).all(0) & (values > 0).any(0)
-    if fractions.any(): raise _cell(acc, (values > 0) & fractions, 'looks like a fraction (no value of the column exceeds 1); give percent')
+    small = values <= 1
+    for what, axis in (('column', 0), ('row', 1)):
+        fractions = small & small.all(axis, keepdims=True) & (values > 0)
+        if fractions.any() and (what == 'column' or small.shape[1] > 1):
+            raise _cell(acc, fractions, f'looks like a fraction (no value of the {what} exceeds 1); give percent')
     return pd.DataFrame(values, acc.index, acc.columns)
 
 def _cell(acc, bad, why):
