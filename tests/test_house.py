@@ -131,7 +131,7 @@ def test_training_cells_depend_on_what_they_import():
 
 
 @pytest.mark.parametrize('module', ['', '.settings', '.cells', '.stats', '.xscore', '.published', '.backbones.cross_dataset', '.backbones.mobileone',
-                                    '.backbones.which_backbone', '.latency', '.data', '.pack', '.datasets', '.fetch', '.corrupt', '.cli'])
+                                    '.backbones.which_backbone', '.latency', '.data', '.pack', '.datasets', '.fetch', '.corrupt', '.records', '.cli'])
 def test_importing_it_does_not_import_torch(module):
     code = f'import sys, xbench{module}; sys.exit("torch" in sys.modules)'
     assert subprocess.run([sys.executable, '-c', code]).returncode == 0

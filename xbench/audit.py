@@ -350,7 +350,7 @@ def _gains(known, paper, n):
     scratch = published.cells(paper, n).query("column == 'accuracy_scratch'").printed
     for (dataset, _), r, printed in zip(SETS.values(), value.index, scratch): yield _whole(r, 'accuracy_scratch', printed, _tested(dataset))
 
-# %% ../nbs/66_audit.ipynb #bcff3db3
+# %% ../nbs/66_audit.ipynb #cf5d7f99
 @rule('which_backbone', 1)
 def _places(known, paper, n):
     why = 'needs Tables 4 to 6, of which no copy was found'
@@ -380,7 +380,7 @@ def _described(known, paper, n):
         a = known.anatomy.loc[b].drop(['squeeze_excite', 'depthwise']).rename(lambda c: c.removeprefix('anatomy_'))
         for column, value in _shown(a).items():
             more = isinstance(value, str) and printed[b, column].startswith(f'{value} in ')    # where the kernels stand is words
-            yield Check(b, column, printed[b, column] if more else value, 'count', 'found in the network')
+            if value is not None: yield Check(b, column, printed[b, column] if more else value, 'count', 'found in the network')
 
 # %% ../nbs/66_audit.ipynb #8b01df3c
 FOLDED = {'expandnet_mobilenetv1': 'mobilenetv1_100', 'acnet_mobilenetv1': 'mobilenetv1_100', 'acnet_resnet18': 'resnet18',
@@ -455,7 +455,7 @@ def _shape(known, paper, n):
     yield Check('stage8', 'channels', text.channels['stage6'], 'repeat', 'width of stage 6')
     for m in MODELS: yield Check('stage8', m, spec[m]['stage6'], 'repeat', 'width of stage 6')
 
-# %% ../nbs/66_audit.ipynb #c5d7e1a1
+# %% ../nbs/66_audit.ipynb #271c0ae9
 def p_value(
     rho: float,  # rank correlation
     n: int,  # pairs
@@ -470,7 +470,7 @@ def pairs(
     "From how many pairs the printed p-values can come."
     stated = [(r[f'{x}_rho'], r[f'{x}_p']) for _, r in correlations.iterrows() for x in ('flops', 'params')]
     allowed = lambda rho, n: .005 + max(abs(p_value(rho + h, n) - p_value(rho, n)) for h in (-.005, .005))
-    return {n: max(abs(p_value(rho, n) - p)/allowed(rho, n) for rho, p in stated) for n in range(5, 41)}
+    return {n: float(max(abs(p_value(rho, n) - p)/allowed(rho, n) for rho, p in stated)) for n in range(5, 41)}
 
 # %% ../nbs/66_audit.ipynb #59ea287d
 def families(
@@ -509,7 +509,7 @@ def _correlations(known, paper, n):
         how = f'the printed correlation, with the {size} rows that fit all four best'
         yield Check(r, f'{x}_p', p_value(rho, size), 'arithmetic', how, moved)
 
-# %% ../nbs/66_audit.ipynb #47c1457b
+# %% ../nbs/66_audit.ipynb #e39a16ed
 SAME = {('mobileone', 3, 'baseline', 'mobile_ms'): ('relu', 'mobile_ms'),
         ('mobileone', 3, 'squeeze_excite', 'mobile_ms'): ('se_relu', 'mobile_ms'),
         **{('mobileone', 5, 'with', s): (s, 'top1') for s in ('mobileone_s0', 'mobileone_s1', 'mobileone_s3')},
@@ -534,11 +534,12 @@ def _figures(paper):
 @rule('memory_constrained', 1, 2, 3, 4)
 def _repeats(known, paper, n):
     for cells in _figures(paper).values():
-        for m, row, column, _ in cells:
+        for m, row, column, printed in cells:
             others = [(t, p) for t, _, _, p in cells if t != n]
             if m == n and others:
                 value, half = number(others[0][1])
-                yield Check(row, column, value, 'repeat', f'printed in Table {others[0][0]} too', half)
+                coarser = max(0., half - number(printed)[1])    # with the same digits the two must be the same
+                yield Check(row, column, value, 'repeat', f'printed in Table {others[0][0]} too', coarser)
 
 @rule('mobileone', 12)
 def _borrowed(known, paper, n):

@@ -283,7 +283,7 @@ def strangers(known: Settings, profile: str, hashes: dict[str, str]) -> list[str
     then = {d: {re.sub(r'-s\d+-', '-s0-', r) for r in ' '.join(rows.runs[rows.dataset == d]).split()} for d in hashes}
     return [d for d in hashes if not now[d] & then[d]]
 
-# %% ../nbs/68_own.ipynb #98cece16
+# %% ../nbs/68_own.ipynb #25014ac7
 def score(
     target: str,  # MODULE:CLASS or FILE.py:CLASS
     profile: str = 'demo',
@@ -301,7 +301,7 @@ def score(
         for c in cells: found.setdefault(c.dataset, []).append(runs.execute(c, progress=progress))
         rows = placed({d: np.array([_right(r, own.slug) for r in made]) for d, made in found.items()}, profile, lam)
         rows += costs(own, [len(card['classes']) for card in cards.values()], shape)
-    table = pd.DataFrame(rows, columns=['measure', 'value', 'low', 'high', 'remark']).astype(object)
+    table = pd.DataFrame(rows, columns=['measure', 'value', 'low', 'high', 'remark'], dtype=object)
     others = strangers(known, profile, {d: card['hash'] for d, card in cards.items()})
     facts = {'target': target, 'name': own.name, 'slug': own.slug, 'profile': profile, 'datasets': list(found), 'seeds': seeds, 'lam': lam,
              'pool': published.anchors(profile).pool.iloc[0], 'strangers': others,

@@ -208,7 +208,7 @@ def freeze(profile: str) -> None:
     print(f'pool of {profile}: {now}, {"as before" if before == {now} else f"was {before.pop()}: scores before and after do not compare"}'
           if before else f'pool of {profile}: {now}')
 
-# %% ../nbs/70_pipeline.ipynb #24c0e87f
+# %% ../nbs/70_pipeline.ipynb #a9756a49
 PAGE = """<!DOCTYPE html>
 <html lang="en">
 <meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>
@@ -224,11 +224,12 @@ img {{ max-width: 100% }} .prompt, .anchor-link {{ display: none }}
 def html(
     source: str | Path,  # an executed notebook
     target: str | Path,
+    title: str,
 ) -> None:
     "Write what a notebook says and shows, without its code, as one file."
     from nbconvert import HTMLExporter
     body = HTMLExporter(template_name='basic', exclude_input=True).from_filename(str(source))[0]
-    with paths.whole(target) as part: part.write_text(PAGE.format(title=Path(source).stem, body=body))
+    with paths.whole(target) as part: part.write_text(PAGE.format(title=title, body=body))
 
 def card(
     folder: str | Path,  # of `score.csv` and `own.json`
@@ -238,7 +239,7 @@ def card(
     if lost := [p for p in ('papermill', 'nbconvert', 'tabulate') if not find_spec(p)]:
         raise InputError(f'the report card needs {lost[0]}: `pip install {lost[0]}`; the score itself is in {folder}/score.csv')
     run(paths.root()/'nbs'/'studies'/'card.ipynb', folder/'card.ipynb', paths.root(), folder=os.path.relpath(folder, paths.root()))
-    html(folder/'card.ipynb', folder/'card.html')
+    html(folder/'card.ipynb', folder/'card.html', folder.name)
     return [folder/f'card.{kind}' for kind in ('html', 'ipynb', 'png')]
 
 # %% ../nbs/70_pipeline.ipynb #5146b3a5

@@ -240,7 +240,7 @@ def quick(
     raise InputError(f"--latency {limit:g}ms: none of {len(ran)} is as fast {where}; the nearest is {near['backbone']} with "
                      f"{near['ms']:.3g} ms: allow as much, or lower --px")
 
-# %% ../nbs/68_recommend.ipynb #5883a026
+# %% ../nbs/68_recommend.ipynb #ce9a9a8f
 def allot(
     need: dict[str, tuple[float, float]],  # backbone: seconds a run, seconds an epoch; most promising first
     seconds: float,
@@ -249,10 +249,12 @@ def allot(
 ) -> tuple[list[str], int]:  # backbones to train; epochs of each
     "Spend a budget. Raises `InputError` if it holds nobody."
     took = {b: once + least*epoch for b, (once, epoch) in need.items()}
-    share, taken = seconds/min(FEW, len(need)), []
-    for b in need:
-        if took[b] <= share and sum(took[t] for t in taken) + took[b] <= seconds: taken.append(b)
-    if not taken:
+    for parts in range(min(FEW, len(need)), 0, -1):
+        taken = []
+        for b in need:
+            if took[b] <= seconds/parts and sum(took[t] for t in taken) + took[b] <= seconds: taken.append(b)
+        if taken: break
+    else:
         first = min(took, key=took.get)
         raise InputError(f'--minutes {seconds/60:g}: too short for {least} epochs; {first}, the quickest to train, needs '
                          f'{took[first]/60:.2g}; give {math.ceil(took[first]*min(FEW, len(need))/60)} or more, or lower --px or --images')
@@ -351,7 +353,7 @@ def front(
     better = (a[:, None] > a) | (t[:, None] < t)
     return ~(no_worse & better).any(0)
 
-# %% ../nbs/68_recommend.ipynb #f281549b
+# %% ../nbs/68_recommend.ipynb #bc440f09
 SHOWN = ('backbone', 'top1', 'low', 'high', 'first', 'last', 'front', 'ms', 'form', 'params_m', 'mib', 'minutes')
 LINEAR = 'linear classifier'
 
@@ -380,7 +382,7 @@ def advice(table: pd.DataFrame) -> str:
     if len(t) == 1: said += 'nothing else was tried'
     elif len(tied) == 1: said += f'surely the most accurate of {len(t)}'
     else: said += f"the fastest of {len(tied)} that these test images cannot tell apart ({', '.join(tied.backbone)})"
-    said += ', each trained once'
+    said += f", {'each ' if len(t) > 1 else ''}trained once"
     return said + f'. It is not surely above a linear classifier ({line:.1f} %): more --minutes or images'*bool(pick.low <= line)
 
 # %% ../nbs/68_recommend.ipynb #3b5634c1

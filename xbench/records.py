@@ -7,7 +7,7 @@ __all__ = ['PLACES', 'BROKEN', 'SEARCHED', 'WANTED', 'Record', 'records', 'stage
            'validation', 'origins', 'code_since', 'find', 'explain', 'told', 'opened', 'within', 'problems', 'place',
            'draw', 'adopt', 'import_runs', 'listed']
 
-# %% ../nbs/67_records.ipynb #6e5fe690
+# %% ../nbs/67_records.ipynb #124d0020
 import csv
 import hashlib
 import json
@@ -20,9 +20,9 @@ import sys
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -174,7 +174,7 @@ def validation(
     at = carve(packed.labels, thinned(packed.labels, packed.split, fraction, packed.name), val, cell['seed'], packed.group)
     return hashlib.sha256('\n'.join(packed.name[at['val']]).encode()).hexdigest()
 
-# %% ../nbs/67_records.ipynb #597cb204
+# %% ../nbs/67_records.ipynb #28835e5c
 def origins(
     settings: Settings,
     cell: dict,  # of `run.json`
@@ -189,9 +189,9 @@ def origins(
              for k, v in json.loads(block.model_dump_json(include=set(Recipe.model_fields), exclude_unset=True)).items()}
     searched = SEARCHED if found.get('search', (None,))[0] else ()
     def said(k, v):
-        if k not in found: return 'not in params.yaml'
-        there, name = found[k]
-        return name if there == v else 'search' if k in searched else f'--set, or since changed: {name} has {_plain(there)}'
+        if k in searched: return 'search'
+        there, name = found.get(k, (None, 'not in params.yaml'))
+        return name if k not in found or there == v else f'--set, or since changed: {name} has {_plain(there)}'
     return {k: said(k, v) for k, v in cell['recipe'].items()}
 
 SEARCHED = ('optimizer', 'lr', 'batch', 'search')  # settings that a search decides
@@ -405,7 +405,7 @@ def place(
         if not (file := record.file(name)).is_file(): continue
         with paths.whole(mine.out/kind/mine.name/name) as part: shutil.copyfile(file, part)
 
-# %% ../nbs/67_records.ipynb #3d3658eb
+# %% ../nbs/67_records.ipynb #d0575e1d
 def draw(
     profile: str,
     cell: dict,  # of `run.json`
@@ -424,13 +424,14 @@ def draw(
 def adopt(
     profile: str,
     cells: dict[str, dict],  # by name, of `run.json`; their records are in place
-    env: dict,
+    kernels: Callable = nullcontext,  # as of `import_runs`
 ) -> None:
     "Draw the notebooks that are not there and let DVC take the records. Raises `InputError` if it holds them to be out of date."
     folder, stages = paths.results(profile)/'runs', [stage(profile, name) for name in cells]
     todo = [cell for name, cell in cells.items() if not (folder/name/'train.ipynb').is_file()]
-    with ThreadPoolExecutor(max(1, (os.cpu_count() or 1)//load().profiles[profile].threads)) as pool:
-        for n, _ in enumerate(pool.map(lambda cell: draw(profile, cell, env), todo), 1):
+    jobs = max(1, (os.cpu_count() or 1)//load().profiles[profile].threads)
+    with (kernels if len(todo) > 3 else nullcontext)() as env, ThreadPoolExecutor(jobs) as pool:
+        for n, _ in enumerate(pool.map(lambda cell: draw(profile, cell, env or {}), todo), 1):
             print(f'drew {n} of {len(todo)} notebooks', file=sys.stderr)
     _dvc('commit', '-q', '-f', *stages)
     if left := json.loads(_dvc('status', '--json', *stages) or '{}'):
@@ -446,12 +447,12 @@ def _ran(what, *command, env=()):
     if done.returncode: raise InputError(f'{what}: {said}; mend that, and the same command goes on')
     return done.stdout
 
-# %% ../nbs/67_records.ipynb #ced18a5d
+# %% ../nbs/67_records.ipynb #83c7c878
 def import_runs(
     path: str | Path,  # a folder, or a .tar, .tar.gz or .zip of one, that holds records
     profile: str,
     dry_run: bool = False,  # check and tell, write nothing
-    env: dict | None = None,  # for the notebooks, e.g. of `xbench.warm.process`
+    kernels: Callable = nullcontext,  # gives variables of the environment for many notebooks: `xbench.warm.process`
 ) -> pd.DataFrame:  # a row a record: run_id, its cell, top1 and interval, epochs, device, date, code, becomes
     "Take records of another machine into a profile's results. Raises `InputError` with a row a fault; then none is taken."
     settings = load()
@@ -468,7 +469,7 @@ def import_runs(
         if not dry_run:
             _before(profile, made)
             for r in found: place(r, Record(paths.results(profile), r.name))
-            adopt(profile, {name: m['cell'] for name, m in made.items()}, env or {})
+            adopt(profile, {name: m['cell'] for name, m in made.items()}, kernels)
     return table
 
 def _before(profile, made):
