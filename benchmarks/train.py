@@ -14,9 +14,9 @@ gpu: throughput at 64 and 224 px, target 1.2 times timm's default, and the share
 All train by the recipe `cross_dataset` (Adam, flip, jitter, CutMix) in batches of 64 on the same images: ours packed, theirs JPEG files of
 the right size already, so timm's random crop is set to take all of an image. Each backbone has a process of its own with two torch threads,
 where the variants take turns, a different one first each round; a ratio is the median of ratios within a round. A turn is one step
-that is not timed, and four that are at 32 px, two above. Between its turns a variant's workers are stopped (SIGSTOP): none gets a batch ahead on another's
-time, and all find their queues as they left them, which some seconds of training filled before the first round. No epoch ends meanwhile.
-As in timm's script, cuDNN is tuned and TF32 allowed in its turns.
+that is not timed, and four that are at 32 px, two above. Between its turns a variant's workers are stopped (SIGSTOP): none gets a batch
+ahead on another's time, and all find their queues as they left them, which some seconds of training filled before the first round. No epoch
+ends meanwhile. As in timm's script, cuDNN is tuned and TF32 allowed in its turns.
 """
 import json
 import os

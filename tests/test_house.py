@@ -125,13 +125,14 @@ def test_training_cells_depend_on_what_they_import():
     assert 'build/demo/train.code' in stages['code']['outs'] and 'build/demo/train.code' in stages['train']['deps']
     assert [w for w in stages['code']['cmd'].split() if w.startswith('xbench/')] == stages['code']['deps']
     named = {d.removesuffix('.py').replace('/', '.') for d in stages['code']['deps']}
-    plumbing = {'xbench.paths', 'xbench.errors', 'xbench.cells', 'xbench.settings', 'xbench.backbones'}    # they decide where and whether, not what
+    plumbing = {'xbench.paths', 'xbench.errors', 'xbench.cells', 'xbench.settings', 'xbench.backbones'}    # where and whether, not what
     plumbing |= {'xbench.cards', 'xbench.sources', 'xbench.pack'}    # they made the packed images, which the cells depend on
     assert set(found) - plumbing == named
 
 
-@pytest.mark.parametrize('module', ['', '.settings', '.cells', '.stats', '.xscore', '.published', '.backbones.cross_dataset', '.backbones.mobileone',
-                                    '.backbones.which_backbone', '.latency', '.data', '.pack', '.datasets', '.fetch', '.corrupt', '.records', '.cli'])
+@pytest.mark.parametrize('module', ['', '.settings', '.cells', '.stats', '.xscore', '.published', '.backbones.cross_dataset', '.latency',
+                                    '.backbones.mobileone', '.backbones.which_backbone', '.data', '.pack', '.datasets', '.fetch',
+                                    '.corrupt', '.records', '.audit', '.cli'])
 def test_importing_it_does_not_import_torch(module):
     code = f'import sys, xbench{module}; sys.exit("torch" in sys.modules)'
     assert subprocess.run([sys.executable, '-c', code]).returncode == 0

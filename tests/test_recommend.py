@@ -5,11 +5,14 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+import torchvision
 from conftest import ROOT
 from PIL import Image
 
 from xbench import recommend as r
 from xbench import runs
+from xbench.backbones import core, weights
 from xbench.errors import InputError
 from xbench.recommend import LINEAR, Wish, recommend
 
@@ -72,6 +75,18 @@ def test_weights_that_cannot_be_had_are_named_at_once(tmp_path, house, monkeypat
     with pytest.raises(InputError, match='efficientnet_b0: weights cannot be had from .*XBENCH_WEIGHTS'):
         recommend(Wish(str(bugs(tmp_path/'bugs')), pretrained=True), progress=False)
     assert not (house/'packed').exists() and not (house/'work').exists()
+
+
+def test_weights_that_are_there_are_begun_with(tmp_path, house, monkeypatch):
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path/'cache'))
+    _, name = weights.address(core.entry('mobilenet_v3_small'))
+    (file := tmp_path/'cache'/'hub'/'checkpoints'/name).parent.mkdir(parents=True)
+    torch.save(torchvision.models.mobilenet_v3_small().state_dict(), file)
+    wish = Wish(str(bugs(tmp_path/'bugs')), engine='eager', backbones=('mobilenet_v3_*l',), px=32, pretrained=True, changes={'epochs': 2})
+    table, said = recommend(wish, tmp_path/'out', progress=False)
+    made = json.loads((tmp_path/'out'/'runs'/'mobilenet_v3_small-bugs-s0'/'run.json').read_text())['cell']['recipe']
+    assert (made['pretrained'], made['stats'], made['lr'], made['epochs']) == (True, 'imagenet', 3e-4, 2)
+    assert table.backbone.tolist() == ['mobilenet_v3_small', LINEAR] and 'nothing else was tried, trained once' in said
 
 
 @pytest.fixture

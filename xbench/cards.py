@@ -13,11 +13,12 @@ import xbench
 from . import paths
 from .errors import InputError, unknown
 
-# %% ../nbs/40_cards.ipynb #b9ab3dc5
+# %% ../nbs/40_cards.ipynb #a790bcb6
 FIELDS = {
     'name': 'slug', 'title': 'proper name', 'domain': 'what the images show', 'classes': 'number of classes',
     'counts': 'labelled images a split as the source has them; `all` where it has no split',
-    'papers': "paper: row of its table of datasets, or the counts that its text gives", 'stands_for': 'what a small set plays the part of: the slug of a dataset, or words',
+    'papers': "paper: row of its table of datasets, or the counts that its text gives",
+    'stands_for': 'what a small set plays the part of: the slug of a dataset, or words',
     'source': 'page', 'files': 'name, url, checksum and bytes of each file of the source',
     'access': 'open: fetched; hand: fetched by you; path: given as a path; here: comes with the project or beside it',
     'how': 'what to do where it is not open', 'split': "official, or made: the source has none",

@@ -49,7 +49,7 @@ def list_backbones(pattern: str = '*') -> pd.DataFrame:
     return pd.DataFrame([{'name': e.name, 'papers': ', '.join(f'{p} ({role})' for p, role in e.roles.items()), 'family': e.family,
                           'px': e.size, 'weights': 'yes' if e.weights else 'no', 'what': e.doc} for e in found])
 
-# %% ../nbs/71_cli.ipynb #2ef12340
+# %% ../nbs/71_cli.ipynb #a79787df
 def changes(pairs: list[str]) -> dict:
     "Settings given as `key=value`, values as in YAML. Raises `InputError` for anything else."
     wrong = [p for p in pairs if '=' not in p]
@@ -135,10 +135,17 @@ def held(a: argparse.Namespace) -> pd.DataFrame:
     cells.write(wanted, a.out)
     return pd.DataFrame([{'file': a.out, 'cells': len(wanted)}])
 
-def score(path: str, protocol: int | None, lam: float) -> pd.DataFrame:
-    "Score a CSV of accuracies against the paper's anchors and backbones."
-    from xbench.score import PROTOCOL, against, read_csv
-    return against(read_csv(path), PROTOCOL if protocol == 4 else None, lam).rename_axis('backbone').reset_index()
+def score(a: argparse.Namespace) -> None:
+    "Score a CSV of accuracies against a pool, or train and score a backbone of your own and write its report card."
+    if ':' not in a.what and not a.what.endswith('.py') or Path(a.what).suffix == '.csv':
+        from xbench.score import from_csv
+        found = from_csv(a.what, a.protocol, .5 if a.lam is None else a.lam, a.profile or 'full')
+        return show(found.rename_axis('backbone').reset_index(), a.format)
+    from xbench import own
+    from xbench.pipeline import card
+    table, folder = own.score(a.what, a.profile or 'demo', a.protocol or 4, a.seeds, a.lam)
+    show(table, a.format)
+    print(f'xbench: the report card is {card(folder)[0]}', file=sys.stderr)
 
 # %% ../nbs/71_cli.ipynb #d0c761a7
 def cost(patterns: list[str], px: int | None, classes: int, threads: int, engine: str, dtype: str, batch: int, device: str,
@@ -225,7 +232,7 @@ def fuse(name: str, out: str, classes: int, weights: str | None, pretrained: boo
     return pd.DataFrame([{'file': out, 'backbone': name, 'params_m': parameters(model)/1e6, 'fused_params_m': parameters(fused)/1e6,
                           'error': f'{((after - before).abs().max()/before.abs().max()).item():.1e}'}])
 
-# %% ../nbs/71_cli.ipynb #410e0928
+# %% ../nbs/71_cli.ipynb #fdcb87df
 def parser() -> argparse.ArgumentParser:
     "The command line's parser."
     top = argparse.ArgumentParser('xbench', description='Which lightweight vision backbone should I use?')
@@ -306,10 +313,13 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument('--profile', default='lite', help='block of params.yaml (default: lite)')
     p.add_argument('--dry-run', action='store_true', help='check and tell, write nothing')
 
-    p = sub.add_parser('score', parents=[form], help='xScore of accuracies that you have')
-    p.add_argument('csv', help='first column backbones, others top-1 in percent, a column a dataset')
-    p.add_argument('--protocol', type=int, choices=(4, 7), help="4: on the four datasets of the paper's protocol alone")
-    p.add_argument('--lam', type=float, default=0.5, help='lambda of Eq. 3 (default: 0.5)')
+    p = sub.add_parser('score', parents=[form], help='xScore of accuracies that you have, or of a backbone of yours')
+    p.add_argument('what', metavar='CSV|MODULE:CLASS', help='first column backbones, others top-1 in percent, a column a dataset; or a '
+                   'class or function that makes a network for a number of classes, e.g. net.py:MyNet, to be trained')
+    p.add_argument('--protocol', type=int, choices=(4, 7), help="4: the profile's few datasets, 7: all (default: 4, or a table's columns)")
+    p.add_argument('--profile', help='whose pool to be placed in (default: demo, or the full one of the paper for a table)')
+    p.add_argument('--seeds', type=int, default=1, help='runs of a backbone on each dataset (default: 1)')
+    p.add_argument('--lam', type=float, help="lambda of Eq. 3 (default: the profile's, 0.5 for a table)")
 
     data = sub.add_parser('data', help='list, show, fetch, add and check datasets')
     data = data.add_subparsers(dest='action', required=True, metavar='ACTION')
@@ -351,7 +361,7 @@ def main(argv: list[str] | None = None) -> None:
             if os.environ.get('RANK', '0') == '0': show(table, a.format, 2)
         elif a.command == 'explain': explain(a.run_id, a.format)
         elif a.command == 'runs': show(held(a), a.format, 2)
-        elif a.command == 'score': show(score(a.csv, a.protocol, a.lam), a.format)
+        elif a.command == 'score': score(a)
         else: data(a)
 
 def data(a: argparse.Namespace) -> None:

@@ -181,7 +181,7 @@ def _passes(target, net, classes, x):
         raise InputError(f'{target} has gradients that are NaN or infinite {where}')
     net.zero_grad()
 
-# %% ../nbs/68_own.ipynb #439ac4d1
+# %% ../nbs/68_own.ipynb #fe20785f
 def counted(
     make: Callable,  # make(num_classes) -> torch.nn.Module
     classes: int,
@@ -209,7 +209,7 @@ def costs(
     for engine in ENGINES:
         with _reason(rows, f'{engine}_ms'), _announced(own, shape):
             row = latency.latency(own.slug, engine, size=side, classes=CLASSES[-1], module='xbench.own', timeout=300)[-1]
-            if row['reason']: raise InputError(row['reason'])
+            if why := row['reason']: raise InputError('torch.onnx cannot export it' if 'full stack trace above' in why else why)
             said = f'median of {row["n"]}, least and 95th percentile; an image of {side} px, one thread of {row["device"]}'
             rows.append((f'{engine}_ms', row['p50_ms'], row['min_ms'], row['p95_ms'], said))
     return rows

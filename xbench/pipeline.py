@@ -7,7 +7,7 @@ __all__ = ['PAGE', 'SECONDS', 'QUICK', 'strip', 'code', 'run', 'normalise', 'ref
            'collect', 'freeze', 'html', 'card', 'network', 'networks', 'static', 'latency', 'derive', 'pipeline_file',
            'check', 'look', 'between', 'counts', 'audit', 'kind', 'waves', 'paper', 'Report', 'main']
 
-# %% ../nbs/70_pipeline.ipynb #86150310
+# %% ../nbs/70_pipeline.ipynb #8dfa0cfe
 import argparse
 import ast
 import ctypes
@@ -30,7 +30,7 @@ import yaml
 
 from . import paths, warm
 from .errors import InputError, one_line_errors
-from .settings import PROFILES, Settings, load, resolve
+from .settings import Settings, load, resolve
 
 # %% ../nbs/70_pipeline.ipynb #3751930f
 def strip(

@@ -385,7 +385,7 @@ def advice(table: pd.DataFrame) -> str:
     said += f", {'each ' if len(t) > 1 else ''}trained once"
     return said + f'. It is not surely above a linear classifier ({line:.1f} %): more --minutes or images'*bool(pick.low <= line)
 
-# %% ../nbs/68_recommend.ipynb #3b5634c1
+# %% ../nbs/68_recommend.ipynb #86819a56
 def draw(
     table: pd.DataFrame,  # of `answer`
     folder: str | Path,  # files go to its `figures/`
@@ -401,11 +401,11 @@ def draw(
     ax, t = figure.subplots(), table[table.backbone != LINEAR]
     on = t[t.front == 'yes'].sort_values('ms')
     ax.errorbar(t.ms, t.top1, (t.top1 - t.low, t.high - t.top1), fmt='none', ecolor=PALE, elinewidth=1, zorder=2)
-    ax.step(on.ms, on.top1, where='post', color=BLUE, linewidth=1.4, zorder=2)
+    ax.step(on.ms, on.top1, where='post', color=BLUE, linewidth=1.2, alpha=.4, zorder=2)
     ax.scatter(t.ms, t.top1, 30, [BLUE if f == 'yes' else PALE for f in t.front], zorder=3)
     ax.axhline(table.top1.iloc[-1], color=INK, linewidth=.8, linestyle=':')
     ax.text(.01, table.top1.iloc[-1], LINEAR, transform=ax.get_yaxis_transform(), va='bottom', fontsize=7.5, color=INK)
-    if limit: ax.axvline(limit, color=ORANGE, linewidth=1, linestyle='--')
+    if limit and limit < 4*t.ms.max(): ax.axvline(limit, color=ORANGE, linewidth=1, linestyle='--')
     log_axis(ax, 'x')
     ax.set(xlabel=f'one image {where} (ms)', ylabel='top-1 (%) and 95 % interval')
     ax.margins(x=.15, y=.1)

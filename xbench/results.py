@@ -170,7 +170,7 @@ def seeds(
     ranked = test.assign(val=val.reindex(pd.MultiIndex.from_frame(test[[*by, 'seed']])).to_numpy()).sort_values('val', kind='stable')
     return table.assign(chosen=ranked.groupby(by).value.last()).reset_index()
 
-# %% ../nbs/61_results.ipynb #5c1ec9b2
+# %% ../nbs/61_results.ipynb #c2b2f2e1
 def right(
     settings: Settings,
     profile: str,
@@ -183,7 +183,7 @@ def right(
         file = paths.results(profile)/'cells'/paths.cell_name(b, dataset, s)/'predictions.npz'
         kept = _read(file, 'a run', lambda p: dict(np.load(p)))
         ids = kept['ids'] if ids is None else ids
-        if not np.array_equal(ids, kept['ids']): raise InputError(f'{file}: other test images than the first run of {dataset}; run it again')
+        if not np.array_equal(ids, kept['ids']): raise InputError(f'{file}: other test images than the first run of {dataset} saw')
         return ranked(kept)[:, 0] == kept['true']
     return np.array([[one(b, s) for s in p.seeds] for b in p.backbones])
 
