@@ -12,7 +12,7 @@ FORKS = get_context('forkserver')    # each notebook in a process of its own tha
 FORKS.set_forkserver_preload(['nbdev.test', 'torch', 'torchvision', 'timm', 'pandas', 'scipy.stats'])
 
 
-def tested(root, name, said):
+def run_notebook(root, name, said):
     """Run a notebook by `nbdev_test`; what it prints goes to a file."""
     from nbdev.test import nbdev_test
     os.chdir(root)
@@ -25,7 +25,7 @@ def tested(root, name, said):
 
 def outcome(root, name, tmp_path):
     """Exit code and output."""
-    process = FORKS.Process(target=tested, args=(root, name, tmp_path/'said'))
+    process = FORKS.Process(target=run_notebook, args=(root, name, tmp_path/'said'))
     process.start()
     process.join()
     return process.exitcode, (tmp_path/'said').read_text()
