@@ -389,9 +389,9 @@ def audit(profile: str) -> None:
     with paths.whole(paths.results('audit')/'audit.csv') as part:
         found.to_csv(part, index=False, float_format='%.6g', lineterminator='\n')
 
-# %% ../nbs/70_pipeline.ipynb #d2465a96
+# %% ../nbs/70_pipeline.ipynb #dd52b945
 # seconds of a stage, two side by side on two cores; only until one of its kind has run
-SECONDS = {'nbcode': 1, 'code': 1, 'prepare': 3, 'cost': 8, 'train': 17, 'baseline': 8, 'collect': 3, 'table': 5, 'figure': 6, 'study': 8,
+SECONDS = {'nbcode': 1, 'code': 1, 'prepare': 3, 'cost': 8, 'train': 17, 'baseline': 8, 'collect': 3, 'table': 5, 'measured': 5, 'figure': 6, 'study': 8,
            'look': 15, 'networks': 20, 'static': 8, 'latency': 25, 'compiled': 60, 'probe': 15, 'counts': 60, 'audit': 8}
 
 def kind(stage: str) -> str:
@@ -403,7 +403,7 @@ QUICK = ('nbcode', 'code')  # stages that take less time than DVC needs to start
 def waves(stages: list[str]) -> list[list[str]]:
     "Stages in groups that can run side by side, in the order of the pipeline."
     order = [('nbcode', 'code', 'prepare', 'cost', 'networks', 'look'), ('train', 'baseline', 'static', 'counts'),
-             ('latency', 'compiled', 'probe'), ('collect', 'audit'), ('table', 'figure', 'study', 'gallery', 'leak')]
+             ('latency', 'compiled', 'probe'), ('collect', 'audit'), ('table', 'measured', 'figure', 'study', 'gallery', 'leak')]
     return [[s for s in stages if kind(s) in kinds] for kinds in order]
 
 def paper(
@@ -421,7 +421,7 @@ def paper(
         if ran and not stale.issuperset(wave): stale |= _stale(str(pipeline_file(profile)))    # what has just run may have changed inputs
         todo = [s for s in wave if s in stale]
         report.skip(set(wave) - stale)
-        many = sum(kind(s) in ('train', 'table', 'figure', 'study') for s in todo) > 3
+        many = sum(kind(s) in ('train', 'table', 'measured', 'figure', 'study') for s in todo) > 3
         units = [[s for s in todo if kind(s) in QUICK], *([s] for s in todo if kind(s) not in QUICK)]
         alone = any(kind(s) in ('latency', 'compiled', 'probe') for s in todo)    # a clock wants the machine for itself
         with warm.process() if many else nullcontext({}) as env, ThreadPoolExecutor(1 if alone else jobs) as pool:
@@ -437,7 +437,7 @@ def paper(
 def _stale(*targets): return set(json.loads(_dvc('status', '--json', *targets) or '{}'))
 
 def _dvc(*args):
-    done = subprocess.run(['dvc', *args], cwd=paths.root(), capture_output=True, text=True)
+    done = subprocess.run(['dvc', '--wait-for-lock', *args], cwd=paths.root(), capture_output=True, text=True)
     if done.returncode: raise InputError(f"dvc {' '.join(args[:2])}: {(done.stderr or done.stdout).strip().splitlines()[-1]}")
     return done.stdout
 
