@@ -389,10 +389,11 @@ def audit(profile: str) -> None:
     with paths.whole(paths.results('audit')/'audit.csv') as part:
         found.to_csv(part, index=False, float_format='%.6g', lineterminator='\n')
 
-# %% ../nbs/70_pipeline.ipynb #dd52b945
+# %% ../nbs/70_pipeline.ipynb #289498b5
 # seconds of a stage, two side by side on two cores; only until one of its kind has run
-SECONDS = {'nbcode': 1, 'code': 1, 'prepare': 3, 'cost': 8, 'train': 17, 'baseline': 8, 'collect': 3, 'table': 5, 'measured': 5, 'figure': 6, 'study': 8,
-           'look': 15, 'networks': 20, 'static': 8, 'latency': 25, 'compiled': 60, 'probe': 15, 'counts': 60, 'audit': 8}
+SECONDS = {'nbcode': 1, 'code': 1, 'prepare': 3, 'cost': 8, 'train': 17, 'baseline': 8, 'collect': 3, 'table': 5, 'measured': 5,
+           'figure': 6, 'study': 8, 'look': 15, 'networks': 20, 'static': 8, 'latency': 25, 'compiled': 60, 'probe': 15, 'counts': 60,
+           'audit': 8}
 
 def kind(stage: str) -> str:
     "What a stage is an instance of: `train` of `pipelines/lite/dvc.yaml:train@a-b-0`."
