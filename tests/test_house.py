@@ -112,6 +112,18 @@ def test_other_profiles_are_derived_from_the_root_pipeline(profile):
     assert pipeline.pipeline_file(profile).read_text() == pipeline.derive((ROOT/'dvc.yaml').read_text(), profile), 'run `make notebooks`'
 
 
+def test_the_pipeline_of_scaled_backbones_is_that_of_the_others():
+    """Written by hand for its last stage; the stages before it differ in where the backbones come from alone."""
+    lite, scaled = (yaml.safe_load(pipeline.pipeline_file(p).read_text())['stages'] for p in ('lite', 'capacity'))
+    home = {'xbench/backbones/mobilevit.py': 'xbench/backbones/scaled.py'}
+    text = lambda stage: json.dumps(stage).replace('lite', 'capacity')
+    for name in ('code', 'prepare', 'cost', 'train', 'baseline', 'collect'):
+        expected = text(lite[name])
+        for old, new in home.items(): expected = expected.replace(old, new)
+        assert json.dumps(scaled[name]) == expected, name
+    assert set(scaled) - {'nbcode', 'study'} == {'code', 'prepare', 'cost', 'train', 'baseline', 'collect'}
+
+
 def test_settings_file_stays_small():
     assert (ROOT/'params.yaml').stat().st_size < 8000, 'DVC reads params.yaml once a stage'
 

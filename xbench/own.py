@@ -6,7 +6,7 @@
 __all__ = ['CLASSES', 'ENGINES', 'sources', 'digest', 'Own', 'load', 'check', 'counted', 'costs', 'placed', 'planned',
            'strangers', 'score']
 
-# %% ../nbs/68_own.ipynb #cf98112f
+# %% ../nbs/68_own.ipynb #fd072d53
 import ast
 import hashlib
 import importlib
@@ -28,12 +28,11 @@ from safetensors.torch import save
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from . import cost, latency, paths, published, runs, settings
+from . import cost, latency, paths, published, results, runs, settings
 from .augment import sides
 from .backbones import core
 from .cells import Cell
 from .errors import InputError, unknown
-from .evaluate import ranked
 from .pack import prepare
 from .settings import Settings, resolve
 from .stats import interval, resample
@@ -283,7 +282,7 @@ def strangers(known: Settings, profile: str, hashes: dict[str, str]) -> list[str
     then = {d: {re.sub(r'-s\d+-', '-s0-', r) for r in ' '.join(rows.runs[rows.dataset == d]).split()} for d in hashes}
     return [d for d in hashes if not now[d] & then[d]]
 
-# %% ../nbs/68_own.ipynb #25014ac7
+# %% ../nbs/68_own.ipynb #79389426
 def score(
     target: str,  # MODULE:CLASS or FILE.py:CLASS
     profile: str = 'demo',
@@ -312,8 +311,7 @@ def score(
     if others: print(f'xbench: on {", ".join(others)} the pool had other settings or images; places say little there', file=sys.stderr)
     return table, folder
 
-def _right(run, slug):
-    with np.load(next(run['out'].glob(f'cells/{slug}-*/predictions.npz'))) as kept: return ranked(kept)[:, 0] == kept['true']
+def _right(run, slug): return results.named_rightly(next(run['out'].glob(f'cells/{slug}-*/predictions.npz')))[1]
 
 # %% ../nbs/68_own.ipynb #132c6fa5
 if announced := os.environ.get('XBENCH_OWN'): load(*json.loads(announced))    # in a process that times or exports it

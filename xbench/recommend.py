@@ -8,7 +8,7 @@ __all__ = ['DEPTHS', 'LEAST', 'TESTED', 'OTHER', 'PROFILE', 'LIGHT', 'SIDES', 'S
            'least_epochs', 'side', 'timed', 'quick', 'allot', 'needed', 'packed', 'copies', 'bar', 'planned', 'front',
            'answer', 'advice', 'draw', 'recommend']
 
-# %% ../nbs/68_recommend.ipynb #f0e771eb
+# %% ../nbs/68_recommend.ipynb #f15af17e
 import hashlib
 import io
 import json
@@ -29,7 +29,6 @@ from .backbones import core, weights
 from .baseline import linear
 from .check import scan
 from .errors import InputError, unknown
-from .evaluate import ranked
 from .figures import BLUE, INK, ORANGE, PALE, log_axis, name_points, save_figure, style
 from .pack import prepare
 from .score import measured
@@ -412,7 +411,7 @@ def draw(
     name_points(ax, t.ms, t.top1, list(t.backbone))
     return save_figure(figure, 'pareto', folder)
 
-# %% ../nbs/68_recommend.ipynb #afe2308a
+# %% ../nbs/68_recommend.ipynb #dc145c69
 def recommend(
     w: Wish,
     out: str | Path | None = None,  # folder for `recommend.csv`, `figures/pareto.png` and the records; `work/recommend/<slug>`
@@ -473,7 +472,7 @@ def _tried(w, settings, p, backbone, folder, progress):
     "A row of the table, and which test images were named rightly."
     cell = cell_of(settings, w, backbone, p['px'], p['epochs'], p['train'])
     done, name = runs.execute(cell, folder, progress), paths.cell_name(backbone, cell.dataset, w.seed)
-    with np.load(folder/'cells'/name/'predictions.npz') as kept: right = ranked(dict(kept))[:, 0] == kept['true']
+    right = results.named_rightly(folder/'cells'/name/'predictions.npz')[1]
     seconds = json.loads((folder/'runs'/name/'run.json').read_text())['seconds']
     row = next(r for r in p['rows'] if r['backbone'] == backbone)
     return row | {'minutes': seconds/60, 'run_id': done['run_id']}, right

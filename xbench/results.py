@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TIDY', 'TIDY_COST', 'ESCAPES', 'tidy_runs', 'tidy_curves', 'tidy_baseline', 'tidy_cost', 'tidy_datasets',
-           'tidy_forms', 'tidy_anatomy', 'tidy_latency', 'collect', 'read', 'accuracy', 'parts', 'seeds', 'right',
-           'resampled', 'drawn', 'deployed', 'beside', 'half_unit', 'save_table']
+           'tidy_forms', 'tidy_anatomy', 'tidy_latency', 'collect', 'read', 'accuracy', 'parts', 'seeds',
+           'named_rightly', 'right', 'resampled', 'drawn', 'deployed', 'beside', 'half_unit', 'save_table']
 
 # %% ../nbs/61_results.ipynb #9300da92
 import json
@@ -170,7 +170,14 @@ def seeds(
     ranked = test.assign(val=val.reindex(pd.MultiIndex.from_frame(test[[*by, 'seed']])).to_numpy()).sort_values('val', kind='stable')
     return table.assign(chosen=ranked.groupby(by).value.last()).reset_index()
 
-# %% ../nbs/61_results.ipynb #c2b2f2e1
+# %% ../nbs/61_results.ipynb #85032a92
+def named_rightly(
+    file: str | Path,  # predictions.npz
+) -> tuple[np.ndarray, np.ndarray]:  # ids of the test images; bool: is the most probable class the true one
+    "Which images a run names rightly. Raises `InputError` if its predictions are not there."
+    kept = _read(Path(file), 'a run', lambda p: dict(np.load(p)))
+    return kept['ids'], ranked(kept)[:, 0] == kept['true']
+
 def right(
     settings: Settings,
     profile: str,
@@ -181,10 +188,10 @@ def right(
     def one(b, s):
         nonlocal ids
         file = paths.results(profile)/'cells'/paths.cell_name(b, dataset, s)/'predictions.npz'
-        kept = _read(file, 'a run', lambda p: dict(np.load(p)))
-        ids = kept['ids'] if ids is None else ids
-        if not np.array_equal(ids, kept['ids']): raise InputError(f'{file}: other test images than the first run of {dataset} saw')
-        return ranked(kept)[:, 0] == kept['true']
+        own, right = named_rightly(file)
+        ids = own if ids is None else ids
+        if not np.array_equal(ids, own): raise InputError(f'{file}: other test images than the first run of {dataset} saw')
+        return right
     return np.array([[one(b, s) for s in p.seeds] for b in p.backbones])
 
 def resampled(
