@@ -1,4 +1,4 @@
-# make paper | test | test-all | bench; each does its own set-up. `make help` lists all.
+# make paper | tables | test | test-all | bench; each does its own set-up. `make help` lists all.
 .DEFAULT_GOAL := help
 PROFILE ?= demo
 JOBS ?=
@@ -6,7 +6,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 UV := 0.13.8
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export DVC_NO_ANALYTICS := 1
-.PHONY: help setup paper test test-all faults bench notebooks outputs lock clean
+.PHONY: help setup paper tables test test-all faults bench notebooks outputs lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 14
@@ -28,6 +28,9 @@ data: data.dvc dvcstore | .venv/.complete
 
 paper: setup ## run what is not up to date and write paper/$(PROFILE)/; PROFILE=lite|full, JOBS=n
 	@python -m xbench.pipeline paper $(PROFILE) $(if $(JOBS),--jobs $(JOBS))
+
+tables: setup ## draw paper/$(PROFILE)/ from the stored records of its runs; trains nothing, needs no images
+	@python -m xbench.pipeline paper $(PROFILE) --stored $(if $(JOBS),--jobs $(JOBS))
 
 test: setup ## notebooks and scenarios, some minutes
 	@ruff check -q .

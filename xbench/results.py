@@ -22,7 +22,7 @@ from .published import cells
 from .settings import Settings
 from .stats import resample
 
-# %% ../nbs/61_results.ipynb #5e9e1ab8
+# %% ../nbs/61_results.ipynb #c0271eb0
 def _read(path, what, reader=lambda p: json.loads(p.read_text())):
     try: return reader(path)
     except FileNotFoundError: raise InputError(f'{path}: {what} is not there yet; run `make paper` or `dvc repro`') from None
@@ -77,7 +77,7 @@ def tidy_datasets(
     profile: str,
 ) -> pd.DataFrame:  # a row a dataset: dataset, domain, classes, train, val, test, available_train, available_test, hash
     "Cards of a profile's packed datasets."
-    cards = [_read(paths.packed(profile, d)/'card.json', 'a packed dataset') for d in settings.profiles[profile].datasets]
+    cards = [_read(paths.results(profile)/'splits'/f'{d}.json', 'the card of a dataset') for d in settings.profiles[profile].datasets]
     return pd.DataFrame([{'dataset': c['name'], 'title': c['title'], 'domain': c['domain'], 'classes': len(c['classes']),
                           **{s: c['counts'].get(s, 0) for s in ('train', 'val', 'test')},
                           **{f'available_{s}': c['available'].get(s, 0) for s in ('train', 'test')},

@@ -1,0 +1,50 @@
+"""The published runs of `lite`: whole, right, and enough for a fresh clone to draw every table and figure without an image."""
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import ROOT, Checkout
+
+from xbench.evaluate import intervals, metrics
+from xbench.settings import load
+
+
+@pytest.fixture(scope='module')
+def drawn(tmp_path_factory):
+    """A clone in which nothing is left of lite but its records; and what drawing it anew said."""
+    made = Checkout(tmp_path_factory.mktemp('lite')/'x bench')
+    for folder in ('results', 'paper'):
+        for path in (made.path/folder/'lite').rglob('*.*'): path.unlink()
+    return made, made.run('python', '-m', 'xbench.pipeline', 'paper', 'lite', '--stored').stderr
+
+
+def test_tables_and_figures_need_the_stored_records_alone(drawn):
+    clone, said = drawn
+    assert not (clone.path/'packed').exists() and 'train@' not in said and 'measured@table4' in said
+    paths = [p.relative_to(ROOT) for p in (ROOT/'paper'/'lite').rglob('*.*')]
+    assert {p.suffix for p in paths} == {'.csv', '.md', '.tex', '.svg', '.png', '.ipynb'}
+    assert sorted(paths) == sorted(p.relative_to(clone.path) for p in (clone.path/'paper'/'lite').rglob('*.*'))
+    for path in [*(p for p in paths if p.suffix == '.csv'), *(p.relative_to(ROOT) for p in (ROOT/'results'/'lite').glob('*.csv'))]:
+        ours, theirs = pd.read_csv(ROOT/path), pd.read_csv(clone.path/path)
+        pd.testing.assert_frame_equal(ours, theirs, rtol=1e-6, obj=str(path))
+
+
+def test_every_recorded_metric_follows_from_the_saved_predictions(drawn):
+    p, cells = load(ROOT/'params.yaml').profiles['lite'], drawn[0].path/'results'/'lite'/'cells'
+    tidy = pd.read_csv(ROOT/'results'/'lite'/'cross_dataset.csv')
+    top1 = tidy[(tidy.split == 'test') & (tidy.metric == 'top1')].set_index('run_id').value
+    assert len(top1) == len(p.backbones)*len(p.datasets)*len(p.seeds) == len(list(cells.iterdir()))
+    for file in sorted(cells.glob('*/metrics.json')):
+        recorded, kept = json.loads(file.read_text()), dict(np.load(file.with_name('predictions.npz')))
+        low, high = intervals(kept)['top1']
+        again = metrics(kept) | {'top1_low': low, 'top1_high': high}
+        assert again == {k: recorded[k] for k in again}, file.parent.name
+        assert top1[recorded['run_id']] == again['top1'], file.parent.name
+
+
+def test_a_profile_without_stored_runs_says_so(drawn):
+    clone = drawn[0]
+    for profile, word in (('full', 'make paper PROFILE=full'), ('ful', 'did you mean full')):
+        done = clone.run('python', '-m', 'xbench.pipeline', 'paper', profile, '--stored', code=2)
+        assert word in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
