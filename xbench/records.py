@@ -37,7 +37,7 @@ from .evaluate import confusion, intervals, metrics, per_class, predictions
 from .settings import Recipe, Settings, load, resolve
 from .splits import carve, thinned
 
-# %% ../nbs/67_records.ipynb #42594fd5
+# %% ../nbs/67_records.ipynb #09f67c57
 PLACES = {'metrics.json': 'cells', 'history.csv': 'cells', 'predictions.npz': 'cells', 'search.csv': 'runs', 'run.json': 'runs'}
 
 @dataclass(frozen=True)
@@ -74,9 +74,7 @@ def records(out: Path) -> list[Record]:
 def stage(profile: str, cell: str) -> str:
     "The stage of DVC whose outputs are a cell's record."
     head, _, seed = cell.rpartition('-s')
-    return f'{_pipeline(profile)}train@{head}-{seed}'
-
-def _pipeline(profile): return '' if profile == 'demo' else f'pipelines/{profile}/dvc.yaml:'
+    return paths.stage(profile, f'train@{head}-{seed}', int(seed))
 
 # %% ../nbs/67_records.ipynb #9fe45b1f
 def read(record: Record) -> dict:  # run, metrics, history, kept
@@ -328,7 +326,7 @@ def within(folder: Path) -> list[Record]:
     outs = {f.parents[2] for f in folder.rglob('*') if WANTED.search(f.as_posix())}
     return [r for out in sorted(outs) for r in records(out)]
 
-# %% ../nbs/67_records.ipynb #b73f8e84
+# %% ../nbs/67_records.ipynb #02ad5d30
 def problems(
     record: Record,
     settings: Settings,
@@ -360,7 +358,7 @@ def _expected(record, made, settings, profile):
         if v not in getattr(settings.profiles[profile], key):
             raise InputError(f'{v} is not in params.yaml: {profile}.{key}; add it there, or leave this record out')
     if not (seen := images(profile, d)):
-        raise InputError(f'the images of {d} are not packed here: `dvc repro -s {_pipeline(profile)}prepare@{d}`')
+        raise InputError(f'the images of {d} are not packed here: `dvc repro -s {paths.stage(profile, "prepare@" + d)}`')
     cell = resolve(settings, profile, b, d, s)
     return cell, seen, run_id(cell, seen.hash)
 
@@ -447,7 +445,7 @@ def _ran(what, *command, env=()):
     if done.returncode: raise InputError(f'{what}: {said}; mend that, and the same command goes on')
     return done.stdout
 
-# %% ../nbs/67_records.ipynb #83c7c878
+# %% ../nbs/67_records.ipynb #0ee5db47
 def import_runs(
     path: str | Path,  # a folder, or a .tar, .tar.gz or .zip of one, that holds records
     profile: str,
@@ -475,7 +473,7 @@ def import_runs(
 def _before(profile, made):
     "Bring up to date what the stages depend on, or DVC would train them when it next does."
     datasets = {m['cell']['dataset']: m['data']['hash'] for m in made.values()}
-    _dvc('repro', '-q', '-s', *(_pipeline(profile) + s for s in ('nbcode@train', 'code', *(f'prepare@{d}' for d in datasets))))
+    _dvc('repro', '-q', '-s', *(paths.stage(profile, s) for s in ('nbcode@train', 'code', *(f'prepare@{d}' for d in datasets))))
     for d, code in datasets.items():
         if images(profile, d).hash != code: raise InputError(f'{d}: packed anew, its images are others; nothing was taken')
 
