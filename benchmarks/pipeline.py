@@ -1,8 +1,9 @@
 """Time the README's commands in a fresh clone: install, pull, train cells, papermill's overhead, tables, and a run with nothing to do.
 
-    python benchmarks/pipeline.py [--no-install]
+    python benchmarks/pipeline.py [--no-install] [--folder FOLDER]
 
-Clones the committed state into a temporary folder. `--no-install` uses the packages of the Python that runs it.
+Clones the committed state into a temporary folder, or into FOLDER and leaves it there. `--no-install` uses the packages of the Python
+that runs it.
 Takes as long as `make paper` on a fresh clone. Seconds are of this machine; what carries over are the ratios.
 """
 import argparse
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -27,43 +29,44 @@ def timed(*command, cwd, env):
     return time.perf_counter() - start, done.stdout + done.stderr
 
 
-def measure(install):
-    with tempfile.TemporaryDirectory(prefix='x bench ') as folder:
-        clone = Path(folder)/'fresh clone'
-        subprocess.run(['git', 'clone', '-q', ROOT, clone], check=True)
-        path = os.pathsep.join([f'{clone}/.venv/bin', str(Path(sys.executable).parent), os.environ['PATH']])
-        env = os.environ | {'DVC_NO_ANALYTICS': '1', 'PATH': path}
-        found = {'cores': os.cpu_count()}
-        if install:
-            found['install_s'], _ = timed('make', '.venv/.complete', cwd=clone, env=env)
-            found['venv_gb'] = sum(p.stat().st_size for p in (clone/'.venv').rglob('*') if p.is_file() and not p.is_symlink())/1e9
-        else: env['PYTHONPATH'] = str(clone)
-        found['pull_s'], _ = timed('dvc', 'pull', '-q', 'data.dvc', cwd=clone, env=env)
-        found['paper_s'], said_paper = timed('python', '-m', 'xbench.pipeline', 'paper', 'demo', cwd=clone, env=env)
-        stage = {m[1]: float(m[2]) for m in re.finditer(r'\] (\S+) took ([\d.]+) s', said_paper)}
-        cells = {n: s for n, s in stage.items() if n.startswith('train@')}
-        runs = [json.loads(p.read_text())['seconds'] for p in sorted((clone/'results/demo/runs').glob('*/run.json'))]
-        found |= {'stages': len(stage), 'cells': len(cells), 'train_cells_s': sum(cells.values()), 'cell_s': sum(cells.values())/len(cells),
-                  'training_a_cell_s': sum(runs)/len(runs), 'overhead_a_cell_s': (sum(cells.values()) - sum(runs))/len(cells),
-                  'tables_s': sum(s for n, s in stage.items() if n.split('@')[0] in TABLES)}
-        found['overhead_share'] = found['overhead_a_cell_s']/found['cell_s']
-        found['noop_repro_s'], said = timed('dvc', 'repro', cwd=clone, env=env)
-        assert 'Running stage' not in said, 'a second run ran something'
-        found['noop_paper_s'], _ = timed('python', '-m', 'xbench.pipeline', 'paper', 'demo', cwd=clone, env=env)
-        found['git_status'] = subprocess.run(['git', 'status', '--porcelain'], cwd=clone, capture_output=True, text=True).stdout.strip()
-        names = [n for n in stage if n.split('@')[0] in TABLES]
-        found['repro_tables_s'], _ = timed('dvc', 'repro', '-f', '-s', *names, cwd=clone, env=env)
-        for folder in ('results', 'paper'):
-            for file in (clone/folder/'lite').rglob('*.*'): file.unlink()
-        found['stored_lite_s'], _ = timed('python', '-m', 'xbench.pipeline', 'paper', 'lite', '--stored', cwd=clone, env=env)
-        lines = said_paper.strip().splitlines()
-        found['output'] = [lines[len(lines)*3//4], lines[-1]]
+def measure(clone, install):
+    subprocess.run(['git', 'clone', '-q', ROOT, clone], check=True)
+    path = os.pathsep.join([f'{clone}/.venv/bin', str(Path(sys.executable).parent), os.environ['PATH']])
+    env = os.environ | {'DVC_NO_ANALYTICS': '1', 'PATH': path}
+    found = {'cores': os.cpu_count()}
+    if install:
+        found['install_s'], _ = timed('make', '.venv/.complete', cwd=clone, env=env)
+        found['venv_gb'] = sum(p.stat().st_size for p in (clone/'.venv').rglob('*') if p.is_file() and not p.is_symlink())/1e9
+    else: env['PYTHONPATH'] = str(clone)
+    found['pull_s'], _ = timed('dvc', 'pull', '-q', 'data.dvc', cwd=clone, env=env)
+    found['paper_s'], said_paper = timed('python', '-m', 'xbench.pipeline', 'paper', 'demo', cwd=clone, env=env)
+    stage = {m[1]: float(m[2]) for m in re.finditer(r'\] (\S+) took ([\d.]+) s', said_paper)}
+    cells = {n: s for n, s in stage.items() if n.startswith('train@')}
+    runs = [json.loads(p.read_text())['seconds'] for p in sorted((clone/'results/demo/runs').glob('*/run.json'))]
+    found |= {'stages': len(stage), 'cells': len(cells), 'train_cells_s': sum(cells.values()), 'cell_s': sum(cells.values())/len(cells),
+              'training_a_cell_s': sum(runs)/len(runs), 'overhead_a_cell_s': (sum(cells.values()) - sum(runs))/len(cells),
+              'tables_s': sum(s for n, s in stage.items() if n.split('@')[0] in TABLES)}
+    found['overhead_share'] = found['overhead_a_cell_s']/found['cell_s']
+    found['noop_repro_s'], said = timed('dvc', 'repro', cwd=clone, env=env)
+    assert 'Running stage' not in said, 'a second run ran something'
+    found['noop_paper_s'], _ = timed('python', '-m', 'xbench.pipeline', 'paper', 'demo', cwd=clone, env=env)
+    found['git_status'] = subprocess.run(['git', 'status', '--porcelain'], cwd=clone, capture_output=True, text=True).stdout.strip()
+    names = [n for n in stage if n.split('@')[0] in TABLES]
+    found['repro_tables_s'], _ = timed('dvc', 'repro', '-f', '-s', *names, cwd=clone, env=env)
+    for folder in ('results', 'paper'):
+        for file in (clone/folder/'lite').rglob('*.*'): file.unlink()
+    found['stored_lite_s'], _ = timed('python', '-m', 'xbench.pipeline', 'paper', 'lite', '--stored', cwd=clone, env=env)
+    lines = said_paper.strip().splitlines()
+    found['output'] = [lines[len(lines)*3//4], lines[-1]]
     return {k: round(v, 2) if isinstance(v, float) else v for k, v in found.items()}
 
 
 if __name__ == '__main__':
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--no-install', action='store_true', help='use the packages of this Python')
-    result = measure(not parser.parse_args().no_install)
+    parser.add_argument('--folder', type=Path, help='clone into it, and leave it there')
+    args = parser.parse_args()
+    with nullcontext(args.folder) if args.folder else tempfile.TemporaryDirectory(prefix='x bench ') as folder:
+        result = measure(Path(folder).resolve()/'fresh clone', not args.no_install)
     print(json.dumps(result, indent=1))
     (ROOT/'benchmarks'/'results'/'pipeline.json').write_text(json.dumps(result, indent=1) + '\n')
