@@ -56,6 +56,12 @@ class Checkout:
         return {line.split("'")[1] for line in out.splitlines() if line.startswith('Running stage')}
 
 
+def pytest_collection_modifyitems(items):
+    """Files that take longest begin first, so that both workers end together."""
+    first = ['test_pipeline.py', 'test_notebooks.py', 'test_backbones.py', 'test_cost.py', 'test_lite.py']
+    items.sort(key=lambda i: first.index(i.path.name) if i.path.name in first else len(first))
+
+
 @pytest.fixture(scope='session')
 def small(tmp_path_factory):
     """A pipeline of two backbones and two datasets, small enough to run in about a minute."""

@@ -300,13 +300,14 @@ def latency(backbone: str, engine: str) -> None:
     with paths.whole(paths.results('cost')/'latency'/f'{backbone}-{engine}{"-" + dtype if dtype else ""}.csv') as part:
         pd.DataFrame(rows).to_csv(part, index=False, float_format='%.6g', lineterminator='\n')
 
-# %% ../nbs/70_pipeline.ipynb #734fc831
+# %% ../nbs/70_pipeline.ipynb #4fe16ad2
 DERIVED = ('lite', 'full')  # profiles whose pipeline follows from the root's
 
 def derive(
     text: str,  # the root's dvc.yaml
     profile: str,  # lite or full
     seed: int | None = None,  # runs with it; everything but runs when not given
+    shown: bool = True,  # the store keeps the notebooks of the runs, too
 ) -> str:
     "A `dvc.yaml` of another profile."
     up = '../..' if seed is None else '../../..'
@@ -316,12 +317,13 @@ def derive(
     body = body.replace('    metrics:\n', '')    # outputs like others, for `dvc metrics show` complains of those that are not there
     runs = body[body.index('  train:\n'):body.index('  baseline:\n')]
     body = body.replace(runs, '') if seed is None else 'stages:\n' + runs.replace(f'${{{profile}.seeds}}', f'[{seed}]')
+    if not shown: body = re.sub(r'( - results/\S+/train\.ipynb)\n', r'\1: {push: false}\n', body)
     return f"# Derived from the root's dvc.yaml by `make notebooks`; edit that one.\nvars: [{up}/params.yaml]\n{body.rstrip()}\n"
 
 def derived(settings: Settings) -> dict[Path, str]:
     "What the derived files should hold."
     text, folder = (paths.root()/'dvc.yaml').read_text(), paths.root()/'pipelines'
-    return {folder/p/(f'seed{s}' if s is not None else '')/'dvc.yaml': derive(text, p, s)
+    return {folder/p/(f'seed{s}' if s is not None else '')/'dvc.yaml': derive(text, p, s, s == settings.profiles[p].seeds[0])
             for p in DERIVED for s in (None, *settings.profiles[p].seeds)}
 
 def update(settings: Settings) -> None:
@@ -411,7 +413,7 @@ def audit(profile: str) -> None:
     with paths.whole(paths.results('audit')/'audit.csv') as part:
         found.to_csv(part, index=False, float_format='%.6g', lineterminator='\n')
 
-# %% ../nbs/70_pipeline.ipynb #e3df78ab
+# %% ../nbs/70_pipeline.ipynb #47e3b4db
 # seconds of a stage, two side by side on two cores; only until one of its kind has run
 SECONDS = {'nbcode': 1, 'code': 1, 'prepare': 3, 'cost': 8, 'train': 17, 'baseline': 8, 'collect': 3, 'table': 5, 'measured': 5,
            'figure': 6, 'study': 8, 'look': 15, 'networks': 20, 'static': 8, 'latency': 25, 'compiled': 60, 'probe': 15, 'counts': 60,
@@ -468,7 +470,7 @@ def pull(
 ) -> None:
     "Fetch what the repository's store has of a profile. Raises `InputError` if it lacks the record of a run."
     if profile not in settings.profiles: raise unknown('profile', profile, settings.profiles, 'params.yaml')
-    _dvc('pull', '-q', '--allow-missing', *files(settings, profile))    # packed images are not stored
+    _dvc('pull', '-q', '--allow-missing', '--with-deps', *files(settings, profile))    # packed images are not stored
     p = settings.profiles[profile]
     for name in (paths.cell_name(*c) for c in product(p.backbones, p.datasets, p.seeds)):
         if not (paths.results(profile)/'cells'/name/'metrics.json').is_file():
