@@ -13,6 +13,7 @@ FOLDER = ROOT/'nbs'/'studies'
 ELSEWHERE = ('leak', 'capacity', 'card')    # what they read does not come with the clone
 STUDIES = sorted(p.relative_to(FOLDER).as_posix() for p in FOLDER.rglob('*.ipynb')
                  if 'checkpoint' not in p.name and p.stem not in ELSEWHERE)
+RUN = [n for n in STUDIES if n.startswith('cross_dataset/') and not n.endswith(('table4.ipynb', 'claims.ipynb'))]    # by the pipeline, too
 TABLES = {f'table@table{n}' for n in (1, 2, 5)}
 STUDIED = {'study@claims', 'study@examined'}
 MEASURED = {'collect', 'measured@table3', 'measured@table4', 'figure@figure1'} | STUDIED
@@ -109,6 +110,7 @@ def test_metrics_and_plots_show_something(small):
     assert list((small.path/'dvc_plots'/'static').glob('*.png'))
 
 
+@pytest.mark.slow
 def test_an_experiment_with_another_setting(small):
     small.run('dvc', 'exp', 'run', '-S', 'demo.train.epochs=3', '-s', 'train@convnext-digits-0')
     cell = json.loads((small.path/'results/demo/cells/convnext-digits-s0/metrics.json').read_text())
@@ -136,7 +138,8 @@ def mynet(num_classes):
     assert 'mynet' in (small.path/'paper/demo/tables/cross_dataset_table3.md').read_text()
 
 
-def test_every_study_notebook_runs_by_hand_with_its_defaults(small):
+@pytest.mark.parametrize('names', [[n for n in STUDIES if n not in RUN], pytest.param(RUN, marks=pytest.mark.slow)], ids=['most', 'rest'])
+def test_study_notebooks_run_by_hand_with_their_defaults(small, names):
     """As in JupyterLab: a kernel in the notebook's own folder, all cells from top to bottom."""
     small.run('git', 'checkout', '-q', '.')
     small.settings(backbone__starnet={'lr': 0.001})
@@ -148,7 +151,7 @@ def test_every_study_notebook_runs_by_hand_with_its_defaults(small):
         return name, small.run('jupyter', 'execute', path.name, '--output', f'{small.path}/work/{path.stem}', cwd=path.parent, code=None)
     (small.path/'work').mkdir(exist_ok=True)
     with ThreadPoolExecutor(2) as pool:
-        for name, done in pool.map(by_hand, STUDIES): assert done.returncode == 0, f'{name}\n{done.stderr[-3000:]}'
+        for name, done in pool.map(by_hand, names): assert done.returncode == 0, f'{name}\n{done.stderr[-3000:]}'
     assert small.run('git', 'status', '--porcelain').stdout == before, 'running by hand changed tracked files'
     assert small.repro() == set(), 'running by hand changed what the pipeline made'
 
