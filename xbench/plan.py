@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['counts', 'peak_mib', 'measure', 'seconds', 'disk', 'estimate', 'profile', 'main']
 
-# %% ../nbs/65_plan.ipynb #b626496c
+# %% ../nbs/65_plan.ipynb #95183956
 import json
 import math
 import os
@@ -26,15 +26,20 @@ from .errors import InputError, one_line_errors, unknown
 from .runs import check, network, teacher
 from .settings import Cell, Settings, candidates, load, resolve
 from .sources import open_source
+from .splits import PAPERS
 from .train import Run, fabric, predict, train_step
 
-# %% ../nbs/65_plan.ipynb #adee3227
+# %% ../nbs/65_plan.ipynb #fd11062a
 def counts(cell: Cell) -> dict[str, int]:  # train, val, test, classes
     "Images of each split and classes that a run will see, validation carved. Raises `InputError` where nobody knows."
     try: n, classes = _listed(cell)
     except InputError:
         facts = card(cell.dataset)
         n, classes = dict(facts['counts'] or {}), facts['classes']
+        if 'all' in n:    # no split of its own: shares as `xbench.splits.scheme` makes them
+            shares = PAPERS.get((cell.dataset, cell.split), {'test': .2})
+            n |= {s: round(share*n['all']) for s, share in shares.items()}
+            n['train'] = n['all'] - sum(n[s] for s in shares)
         if n.get('val') and not n.get('test'): n['test'] = n.pop('val')    # as when it is packed
         if not (n.get('train') and n.get('test') and classes):
             raise InputError(f'{cell.dataset}: {cell.path} is not here and its card does not count it; fetch it to plan with it') from None
@@ -136,7 +141,7 @@ def estimate(cell: Cell, settings: Settings | None = None) -> dict:  # a row of 
             'at_most': 'yes' if cell.recipe.patience else 'no', 'memory_mib': m['peak_mib'], 'disk_mib': sum(room.values()),
             'assumed_watts': watts, 'wh': watts*took/3600}
 
-# %% ../nbs/65_plan.ipynb #7a35acc1
+# %% ../nbs/65_plan.ipynb #5b692ab3
 def profile(
     settings: Settings,
     name: str,
@@ -145,6 +150,7 @@ def profile(
     "What a profile's training takes on this machine."
     if name not in settings.profiles: raise unknown('profile', name, settings.profiles, 'params.yaml')
     p, known, rows, packed = settings.profiles[name], {}, [], {}
+    for d in p.datasets: counts(resolve(settings, name, p.backbones[0], d))    # what nobody counts is said before anything is timed
     for b in p.backbones:
         took, memory, kept, checkpoints, cells = 0., 0., 0., 0., 0
         for d in p.datasets:
