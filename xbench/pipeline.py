@@ -413,14 +413,14 @@ def audit(profile: str) -> None:
     with paths.whole(paths.results('audit')/'audit.csv') as part:
         found.to_csv(part, index=False, float_format='%.6g', lineterminator='\n')
 
-# %% ../nbs/70_pipeline.ipynb #47e3b4db
+# %% ../nbs/70_pipeline.ipynb #f9ed7e3a
 # seconds of a stage, two side by side on two cores; only until one of its kind has run
 SECONDS = {'nbcode': 1, 'code': 1, 'prepare': 3, 'cost': 8, 'train': 17, 'baseline': 8, 'collect': 3, 'table': 5, 'measured': 5,
            'figure': 6, 'study': 8, 'look': 15, 'networks': 20, 'static': 8, 'latency': 25, 'compiled': 60, 'probe': 15, 'counts': 60,
            'audit': 8}
 
 def kind(stage: str) -> str:
-    "What a stage is an instance of: `train` of `pipelines/lite/dvc.yaml:train@a-b-0`."
+    "What a stage is an instance of: `train` of `pipelines/lite/seed0/dvc.yaml:train@a-b-0`."
     return stage.split(':')[-1].split('@')[0]
 
 QUICK = ('nbcode', 'code')  # stages that take less time than DVC needs to start
@@ -439,7 +439,7 @@ def paper(
 ) -> int:  # number of stages that ran
     "Bring a profile's paper up to date. Raises `InputError` for bad input, before work starts where it can be known."
     settings = load()
-    update(settings)
+    if profile in DERIVED: update(settings)
     pull(settings, profile) if stored else check(settings, profile)
     threads = {'cost': settings.cost.threads, 'data': 1, 'audit': 1}.get(profile) or settings.profiles[profile].threads
     jobs = jobs or max(1, (os.cpu_count() or 1)//threads)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['counts', 'peak_mib', 'measure', 'seconds', 'disk', 'estimate', 'profile', 'main']
 
-# %% ../nbs/65_plan.ipynb #95183956
+# %% ../nbs/65_plan.ipynb #5e272075
 import json
 import math
 import os
@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from inspect import signature
 from pathlib import Path
 
 import numpy as np
@@ -26,10 +27,10 @@ from .errors import InputError, one_line_errors, unknown
 from .runs import check, network, teacher
 from .settings import Cell, Settings, candidates, load, resolve
 from .sources import open_source
-from .splits import PAPERS
+from .splits import PAPERS, scheme
 from .train import Run, fabric, predict, train_step
 
-# %% ../nbs/65_plan.ipynb #fd11062a
+# %% ../nbs/65_plan.ipynb #51921db5
 def counts(cell: Cell) -> dict[str, int]:  # train, val, test, classes
     "Images of each split and classes that a run will see, validation carved. Raises `InputError` where nobody knows."
     try: n, classes = _listed(cell)
@@ -37,7 +38,7 @@ def counts(cell: Cell) -> dict[str, int]:  # train, val, test, classes
         facts = card(cell.dataset)
         n, classes = dict(facts['counts'] or {}), facts['classes']
         if 'all' in n:    # no split of its own: shares as `xbench.splits.scheme` makes them
-            shares = PAPERS.get((cell.dataset, cell.split), {'test': .2})
+            shares = PAPERS.get((cell.dataset, cell.split), {'test': signature(scheme).parameters['share'].default})
             n |= {s: round(share*n['all']) for s, share in shares.items()}
             n['train'] = n['all'] - sum(n[s] for s in shares)
         if n.get('val') and not n.get('test'): n['test'] = n.pop('val')    # as when it is packed
