@@ -13,7 +13,7 @@ FOLDER = ROOT/'nbs'/'studies'
 ELSEWHERE = ('leak', 'capacity', 'card')    # what they read does not come with the clone
 STUDIES = sorted(p.relative_to(FOLDER).as_posix() for p in FOLDER.rglob('*.ipynb')
                  if 'checkpoint' not in p.name and p.stem not in ELSEWHERE)
-RUN = [n for n in STUDIES if n.startswith('cross_dataset/') and not n.endswith(('table4.ipynb', 'claims.ipynb'))]    # by the pipeline, too
+SOME = [n for n in STUDIES if '/' not in n] + list({n.split('/')[0]: n for n in reversed(STUDIES) if '/' in n}.values())    # one a folder
 TABLES = {f'table@table{n}' for n in (1, 2, 5)}
 STUDIED = {'study@claims', 'study@examined'}
 MEASURED = {'collect', 'measured@table3', 'measured@table4', 'figure@figure1'} | STUDIED
@@ -138,7 +138,7 @@ def mynet(num_classes):
     assert 'mynet' in (small.path/'paper/demo/tables/cross_dataset_table3.md').read_text()
 
 
-@pytest.mark.parametrize('names', [[n for n in STUDIES if n not in RUN], pytest.param(RUN, marks=pytest.mark.slow)], ids=['most', 'rest'])
+@pytest.mark.parametrize('names', [SOME, pytest.param([n for n in STUDIES if n not in SOME], marks=pytest.mark.slow)], ids=['some', 'rest'])
 def test_study_notebooks_run_by_hand_with_their_defaults(small, names):
     """As in JupyterLab: a kernel in the notebook's own folder, all cells from top to bottom."""
     small.run('git', 'checkout', '-q', '.')

@@ -240,7 +240,7 @@ def fuse(name: str, out: str, classes: int, weights: str | None, pretrained: boo
     return pd.DataFrame([{'file': out, 'backbone': name, 'params_m': parameters(model)/1e6, 'fused_params_m': parameters(fused)/1e6,
                           'error': f'{((after - before).abs().max()/before.abs().max()).item():.1e}'}])
 
-# %% ../nbs/71_cli.ipynb #b8386f36
+# %% ../nbs/71_cli.ipynb #799e51af
 def parser() -> argparse.ArgumentParser:
     "The command line's parser."
     top = argparse.ArgumentParser('xbench', description='Which lightweight vision backbone should I use?')
@@ -336,7 +336,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument('--anyway', action='store_true', help='go on where the kind of file tells the class')
     p.add_argument('--out', help='folder for the answer (default: work/recommend/<name of the images>)')
 
-    p = sub.add_parser('score', parents=[form], help='xScore of accuracies that you have, or of a backbone of yours')
+    p = sub.add_parser('score', parents=[form], help='xScore of accuracies that you have, or of a backbone of yours',
+                       description='Score accuracies, or a backbone of yours. G: mean of its accuracies, each between the worst (0) and '
+                       'the best (1) of a pool on that dataset; V: their variance; xScore: G - lambda V.')
     p.add_argument('what', metavar='CSV|MODULE:CLASS', help='first column backbones, others top-1 in percent, a column a dataset; or a '
                    'class or function that makes a network for a number of classes, e.g. net.py:MyNet, to be trained')
     p.add_argument('--protocol', type=int, choices=(4, 7), help="4: the profile's few datasets, 7: all (default: 4, or a table's columns)")

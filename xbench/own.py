@@ -249,7 +249,7 @@ def placed(
         rows.append((f'top1 {d}', top1[k], *interval(drawn[:, k]), f'pool {low[k]:.1f} to {high[k]:.1f}{beyond}'))
     return rows
 
-# %% ../nbs/68_own.ipynb #5da50975
+# %% ../nbs/68_own.ipynb #ffe7cb69
 def planned(
     target: str,  # MODULE:CLASS or FILE.py:CLASS
     known: Settings,
@@ -265,6 +265,7 @@ def planned(
     for d in wanted:
         if d not in pool: raise unknown('dataset', d, pool, f'pool of {profile}')
     cells = [resolve(known, profile, 'own', d, s) for d in wanted for s in range(seeds)]
+    for c in cells: paths.source(c.path)    # raises where images are not there
     packed = (p.images.size,)*2 if isinstance(p.images.size, int) else p.images.size
     shapes = {c.dataset: [sides(c.recipe, packed, k) for k in {1., *(s.side for s in c.recipe.progressive or ())}] for c in cells}
     own = load(target, full := sides(cells[0].recipe, packed))

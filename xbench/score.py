@@ -5,13 +5,15 @@
 # %% auto #0
 __all__ = ['PROTOCOL', 'ruler', 'measured', 'scored', 'read_csv', 'protocol', 'against', 'from_csv']
 
-# %% ../nbs/63_score.ipynb #a48f39c1
+# %% ../nbs/63_score.ipynb #e3e83831
+import re
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from . import published
+from .cards import cards
 from .errors import InputError, unknown
 from .settings import load
 from .xscore import check, combine, xscore
@@ -50,7 +52,7 @@ def scored(
     low, high = own.low.to_numpy(), own.high.to_numpy()
     return combine((drawn - low)/(high - low), lam)[2]
 
-# %% ../nbs/63_score.ipynb #6ccd5266
+# %% ../nbs/63_score.ipynb #3947dbf1
 def read_csv(
     path: str | Path,  # first column: names of backbones; others: top-1 in percent, a column a dataset
 ) -> pd.DataFrame:  # backbones x datasets
@@ -63,14 +65,22 @@ def read_csv(
     names, datasets = raw.iloc[1:, 0], raw.iloc[0, 1:]
     for axis, what, where in ((names, 'row', 'first column'), (datasets, 'column', 'first row')):
         if axis.isna().any(): raise InputError(f'{path}: {what} {axis.isna().idxmax() + 1} has no name in the {where}; give it one')
-    acc = pd.DataFrame(raw.iloc[1:, 1:].to_numpy(), list(names), list(datasets))
+    slugs = _slugs()
+    acc = pd.DataFrame(raw.iloc[1:, 1:].to_numpy(), list(names), [slugs.get(_plain(d), d) for d in datasets])
     try: return _whole(acc)
     except InputError as e: raise InputError(f'{path}: {e}') from None
 
+def _slugs():
+    "Datasets of the paper by their names and by its own, however spelt."
+    long = published.cells('cross_dataset', 3)
+    return {_plain(name): slug for names in (long.printed_column, long.column) for name, slug in zip(names, long.column)}
+
+def _plain(name): return re.sub('[^a-z0-9]', '', name.lower())
+
 def _whole(acc):
-    plain = acc.replace(' *%$', '', regex=True)
+    bare = acc.replace(' *%$', '', regex=True)
     meant = acc.apply(lambda column: column.str.fullmatch(r'(0?\.\d+|[01](\.0*)?) *%')) == True  # noqa: E712, a missing cell is neither
-    values = check(plain.mask(meant, '50')).mask(meant, plain.apply(pd.to_numeric, errors='coerce'))
+    values = check(bare.mask(meant, '50')).mask(meant, bare.apply(pd.to_numeric, errors='coerce'))
     small = (values > 0) & (values <= 1) & ~meant
     if small.any(axis=None):
         b, d = small.stack().idxmax()
@@ -78,7 +88,7 @@ def _whole(acc):
                          f'{acc.at[b, d]}% if that is meant')
     return values
 
-# %% ../nbs/63_score.ipynb #e18087e9
+# %% ../nbs/63_score.ipynb #2407670c
 PROTOCOL = ('imagenette160', 'cifar100', 'ham10000', 'stanford_dogs')  # the four datasets of `cross_dataset`, section 4.1
 
 def protocol(
@@ -103,7 +113,9 @@ def against(
     fixed, pool = published.anchors(profile), published.pool(profile)
     wanted = list(datasets or acc.columns)
     for d in acc.columns:
-        if d not in pool: raise unknown('dataset', d, pool, 'accuracies')
+        if d in pool: continue
+        if d not in cards(): raise unknown('dataset', d, pool, 'accuracies')
+        raise InputError(f'{d!r} is not in the pool of {profile}, which has {", ".join(pool)}; leave it out')
     if missing := [d for d in wanted if d not in acc.columns]:
         raise InputError(f'column {missing[0]!r} is missing; the protocol needs {", ".join(wanted)}')
     if taken := [b for b in acc.index if b in pool.index]:

@@ -12,20 +12,21 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 
-# %% ../nbs/05_stats.ipynb #e9de3b63
+# %% ../nbs/05_stats.ipynb #0f971563
 def resample(
     right: np.ndarray,  # bool, backbones x seeds x images: which test images are named rightly
     draws: int = 1000,
     seed: int = 0,
     name: str = '',  # of the dataset, so that two datasets of one size are not drawn alike
 ) -> np.ndarray:  # draws x backbones, percent
-    "Top-1 accuracies with test images and seeds drawn anew (the bootstrap; Efron, 1979)."
+    "Top-1 accuracies with test images and seeds drawn anew (the bootstrap of Efron, 1979; that of seeds rescaled as by Rao and Wu, 1988)."
     right, rng = np.asarray(right, np.float64), np.random.default_rng([seed, zlib.crc32(name.encode())])
     k, s, n = right.shape
     counts = rng.multinomial(n, np.full(n, 1/n), draws).astype(np.float64)
     each = (counts @ right.reshape(k*s, n).T).reshape(draws, k, s)
-    picked = rng.integers(0, s, (draws, k, s))
-    return 100/n*np.take_along_axis(each, picked, 2).mean(2)
+    picked, whole = rng.integers(0, s, (draws, k, s)), each.mean(2)
+    moved = np.take_along_axis(each, picked, 2).mean(2) - whole
+    return np.clip(100/n*(whole + moved*np.sqrt(s/max(1, s - 1))), 0, 100)
 
 # %% ../nbs/05_stats.ipynb #fd9b6f85
 def interval(
