@@ -6,7 +6,7 @@
 __all__ = ['CLASSES', 'ENGINES', 'sources', 'digest', 'Own', 'load', 'check', 'counted', 'costs', 'placed', 'planned',
            'strangers', 'score']
 
-# %% ../nbs/68_own.ipynb #fd072d53
+# %% ../nbs/68_own.ipynb #b45ea4a1
 import ast
 import hashlib
 import importlib
@@ -31,6 +31,7 @@ from torch.nn.parameter import is_lazy
 from . import cost, latency, paths, published, results, runs, settings
 from .augment import sides
 from .backbones import core
+from .cards import photographs
 from .cells import Cell
 from .errors import InputError, unknown
 from .pack import prepare
@@ -225,18 +226,19 @@ def _announced(own, shape):
     try: yield
     finally: del os.environ['XBENCH_OWN']
 
-# %% ../nbs/68_own.ipynb #7df01499
+# %% ../nbs/68_own.ipynb #d05fd5f6
 def placed(
     right: dict[str, np.ndarray],  # by dataset: bool, seeds x test images
     profile: str,  # whose pool
     lam: float = 0.5,  # lambda of Eq. 3
     draws: int = 1000,
+    group: dict[str, np.ndarray] | None = None,  # by dataset: what each image was cut from, where several were cut from one
 ) -> list[tuple]:  # measure, value, low, high, remark
     "xScore, place, G, V and accuracies, with 95 % intervals."
     fixed, pool = published.anchors(profile).loc[list(right)], published.pool(profile)[list(right)]
     low, high = (fixed[k].to_numpy(float) for k in ('low', 'high'))
     top1 = np.array([100*r.mean() for r in right.values()])
-    drawn = np.stack([resample(r[None], draws, name=d)[:, 0] for d, r in right.items()], 1)
+    drawn = np.stack([resample(r[None], draws, name=d, group=(group or {}).get(d))[:, 0] for d, r in right.items()], 1)
     others, (g, v, x), each = (combine((a - low)/(high - low), lam) for a in (pool.to_numpy(), top1, drawn))
     ends, several = [interval(e) for e in each], len(next(iter(right.values()))) > 1
     place = [1 + int((others[2] > s).sum()) for s in (x, ends[2][1], ends[2][0])]
@@ -283,7 +285,7 @@ def strangers(known: Settings, profile: str, hashes: dict[str, str]) -> list[str
     then = {d: {re.sub(r'-s\d+-', '-s0-', r) for r in ' '.join(rows.runs[rows.dataset == d]).split()} for d in hashes}
     return [d for d in hashes if not now[d] & then[d]]
 
-# %% ../nbs/68_own.ipynb #79389426
+# %% ../nbs/68_own.ipynb #55d43393
 def score(
     target: str,  # MODULE:CLASS or FILE.py:CLASS
     profile: str = 'demo',
@@ -299,7 +301,9 @@ def score(
         lam, found, cards = known.profiles[profile].lam if lam is None else lam, {}, {}
         for c in cells: cards[c.dataset] = json.loads((prepare(c, progress=progress)/'card.json').read_text())
         for c in cells: found.setdefault(c.dataset, []).append(runs.execute(c, progress=progress))
-        rows = placed({d: np.array([_right(r, own.slug) for r in made]) for d, made in found.items()}, profile, lam)
+        judged = {d: [_judged(r, own.slug) for r in made] for d, made in found.items()}
+        rows = placed({d: np.array([right for _, right in j]) for d, j in judged.items()}, profile, lam,
+                      group={d: photographs(d, j[0][0]) for d, j in judged.items()})
         rows += costs(own, [len(card['classes']) for card in cards.values()], shape)
     table = pd.DataFrame(rows, columns=['measure', 'value', 'low', 'high', 'remark'], dtype=object)
     others = strangers(known, profile, {d: card['hash'] for d, card in cards.items()})
@@ -312,7 +316,7 @@ def score(
     if others: print(f'xbench: on {", ".join(others)} the pool had other settings or images; places say little there', file=sys.stderr)
     return table, folder
 
-def _right(run, slug): return results.named_rightly(next(run['out'].glob(f'cells/{slug}-*/predictions.npz')))[1]
+def _judged(run, slug): return results.named_rightly(next(run['out'].glob(f'cells/{slug}-*/predictions.npz')))
 
 # %% ../nbs/68_own.ipynb #132c6fa5
 if announced := os.environ.get('XBENCH_OWN'): load(*json.loads(announced))    # in a process that times or exports it

@@ -7,7 +7,7 @@ __all__ = ['TIDY', 'TIDY_COST', 'ESCAPES', 'tidy_runs', 'tidy_curves', 'tidy_bas
            'tidy_forms', 'tidy_anatomy', 'tidy_latency', 'collect', 'read', 'accuracy', 'parts', 'seeds',
            'named_rightly', 'right', 'resampled', 'drawn', 'deployed', 'beside', 'half_unit', 'save_table']
 
-# %% ../nbs/61_results.ipynb #9300da92
+# %% ../nbs/61_results.ipynb #744c1f7d
 import json
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from . import paths
-from .cards import card
+from .cards import card, photographs
 from .errors import InputError, unknown
 from .evaluate import ranked
 from .published import cells
@@ -170,7 +170,7 @@ def seeds(
     ranked = test.assign(val=val.reindex(pd.MultiIndex.from_frame(test[[*by, 'seed']])).to_numpy()).sort_values('val', kind='stable')
     return table.assign(chosen=ranked.groupby(by).value.last()).reset_index()
 
-# %% ../nbs/61_results.ipynb #85032a92
+# %% ../nbs/61_results.ipynb #f788595a
 def named_rightly(
     file: str | Path,  # predictions.npz
 ) -> tuple[np.ndarray, np.ndarray]:  # ids of the test images; bool: is the most probable class the true one
@@ -182,7 +182,7 @@ def right(
     settings: Settings,
     profile: str,
     dataset: str,
-) -> np.ndarray:  # bool, backbones x seeds x test images
+) -> tuple[np.ndarray, np.ndarray]:  # ids of the test images; bool, backbones x seeds x test images
     "Which images each run of a dataset names rightly. Raises `InputError` for runs that were judged on other images than the first."
     p, ids = settings.profiles[profile], None
     def one(b, s):
@@ -192,7 +192,8 @@ def right(
         ids = own if ids is None else ids
         if not np.array_equal(ids, own): raise InputError(f'{file}: other test images than the first run of {dataset} saw')
         return right
-    return np.array([[one(b, s) for s in p.seeds] for b in p.backbones])
+    found = np.array([[one(b, s) for s in p.seeds] for b in p.backbones])
+    return ids, found
 
 def resampled(
     settings: Settings,
@@ -201,7 +202,10 @@ def resampled(
 ) -> dict[str, np.ndarray]:  # top1: float32, draws x backbones x datasets, percent; backbones, datasets: their names
     "The profile's table of accuracies with images and seeds drawn anew."
     p = settings.profiles[profile]
-    top1 = np.stack([resample(right(settings, profile, d), draws, name=d) for d in p.datasets], 2)
+    def one(dataset):
+        ids, found = right(settings, profile, dataset)
+        return resample(found, draws, name=dataset, group=photographs(dataset, ids))
+    top1 = np.stack([one(d) for d in p.datasets], 2)
     return {'top1': top1.astype(np.float32), 'backbones': np.array(p.backbones), 'datasets': np.array(list(p.datasets))}
 
 def drawn(
