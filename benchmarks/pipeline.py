@@ -1,4 +1,5 @@
-"""Time the README's commands in a fresh clone: install, pull, train cells, papermill's overhead, tables, and a run with nothing to do.
+"""Time the README's commands in a fresh clone: install, pull, train cells, papermill's overhead, tables, a backbone of one's own, and a run
+with nothing to do.
 
     python benchmarks/pipeline.py [--no-install] [--folder FOLDER]
 
@@ -18,6 +19,12 @@ from contextlib import nullcontext
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+OWN = '''from torch import nn
+def MyNet(num_classes):
+    block = lambda a, b: [nn.Conv2d(a, b, 3, 2, 1), nn.BatchNorm2d(b), nn.ReLU()]
+    return nn.Sequential(*block(3, 32), *block(32, 64), *block(64, 128), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+                         nn.Linear(128, num_classes))
+'''
 TABLES = ('collect', 'table', 'measured', 'figure', 'study')
 
 
@@ -53,6 +60,10 @@ def measure(clone, install):
     found['git_status'] = subprocess.run(['git', 'status', '--porcelain'], cwd=clone, capture_output=True, text=True).stdout.strip()
     names = [n for n in stage if n.split('@')[0] in TABLES]
     found['repro_tables_s'], _ = timed('dvc', 'repro', '-f', '-s', *names, cwd=clone, env=env)
+    (clone/'net.py').write_text(OWN)
+    found['score_s'], said = timed('xbench', 'score', 'net.py:MyNet', '--protocol', '4', cwd=clone, env=env)
+    wanted = re.compile('measure|xscore|place|top1|params|eager')
+    found['score'] = {'net': OWN, 'output': [line for line in said.splitlines() if wanted.match(line)]}
     for folder in ('results', 'paper'):
         for file in (clone/folder/'lite').rglob('*.*'): file.unlink()
     found['stored_lite_s'], _ = timed('python', '-m', 'xbench.pipeline', 'paper', 'lite', '--stored', cwd=clone, env=env)

@@ -6,7 +6,9 @@ import pandas as pd
 import pytest
 from conftest import ROOT, Checkout
 
+from xbench import published
 from xbench.evaluate import intervals, metrics
+from xbench.results import accuracy
 from xbench.settings import load
 
 
@@ -41,6 +43,13 @@ def test_every_recorded_metric_follows_from_the_saved_predictions(drawn):
         again = metrics(kept) | {'top1_low': low, 'top1_high': high}
         assert again == {k: recorded[k] for k in again}, file.parent.name
         assert top1[recorded['run_id']] == again['top1'], file.parent.name
+
+
+def test_own_backbones_are_placed_among_these_very_runs():
+    tidy = pd.read_csv(ROOT/'results'/'lite'/'cross_dataset.csv')
+    pool, rows = published.pool('lite'), published.pooled('lite')
+    pd.testing.assert_frame_equal(pool, accuracy(tidy), check_names=False, check_like=True, atol=1e-4)
+    assert set(' '.join(rows.runs).split()) == set(tidy.run_id)
 
 
 def test_a_profile_without_stored_runs_says_so(drawn):

@@ -86,8 +86,10 @@ def test_a_backbone_that_cannot_be_trained_is_refused_before_training(project, r
     ('net.py:MyNet', ('--seeds', '0'), ('--seeds 0',)),
     ('net.py', (), ('MODULE:CLASS',)),
     ('my.net', (), ('my.net', 'no such file', 'MODULE:CLASS')),
+    ('net.py:MyNet', ('--profile', 'lite'), ('imagenette64.tar.xz', 'no such file', 'XBENCH_DATASETS')),
 ])
-def test_a_wrong_command_is_one_line(project, refused, target, options, words):
+def test_a_wrong_command_is_one_line(project, refused, monkeypatch, target, options, words):
+    monkeypatch.delenv('XBENCH_DATASETS', raising=False)
     (project.path/'net.py').write_text(NET)
     refused(*words, target=target, options=options)
 
