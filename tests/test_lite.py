@@ -21,15 +21,29 @@ def drawn(tmp_path_factory):
     return made, made.run('python', '-m', 'xbench.pipeline', 'paper', 'lite', '--stored').stderr
 
 
+def alike(clone, profile):
+    """Are all files of a profile's paper there, and its tables and results those in git?"""
+    paths = [p.relative_to(ROOT) for p in (ROOT/'paper'/profile).rglob('*.*')]
+    assert {p.suffix for p in paths} == {'.csv', '.md', '.tex', '.svg', '.png', '.ipynb'}
+    assert sorted(paths) == sorted(p.relative_to(clone.path) for p in (clone.path/'paper'/profile).rglob('*.*'))
+    for path in [*(p for p in paths if p.suffix == '.csv'), *(p.relative_to(ROOT) for p in (ROOT/'results'/profile).glob('*.csv'))]:
+        ours, theirs = pd.read_csv(ROOT/path), pd.read_csv(clone.path/path)
+        pd.testing.assert_frame_equal(ours, theirs, rtol=1e-6, obj=str(path))
+
+
 def test_tables_and_figures_need_the_stored_records_alone(drawn):
     clone, said = drawn
     assert not list((clone.path/'packed').rglob('*.npy')) and ' train@' not in said and 'measured@table4' in said
-    paths = [p.relative_to(ROOT) for p in (ROOT/'paper'/'lite').rglob('*.*')]
-    assert {p.suffix for p in paths} == {'.csv', '.md', '.tex', '.svg', '.png', '.ipynb'}
-    assert sorted(paths) == sorted(p.relative_to(clone.path) for p in (clone.path/'paper'/'lite').rglob('*.*'))
-    for path in [*(p for p in paths if p.suffix == '.csv'), *(p.relative_to(ROOT) for p in (ROOT/'results'/'lite').glob('*.csv'))]:
-        ours, theirs = pd.read_csv(ROOT/path), pd.read_csv(clone.path/path)
-        pd.testing.assert_frame_equal(ours, theirs, rtol=1e-6, obj=str(path))
+    alike(clone, 'lite')
+
+
+@pytest.mark.slow
+def test_so_does_capacity(drawn):
+    clone = drawn[0]
+    for path in (clone.path/'paper'/'capacity').rglob('*.*'): path.unlink()
+    said = clone.run('python', '-m', 'xbench.pipeline', 'paper', 'capacity', '--stored').stderr
+    assert ' train@' not in said and 'study' in said
+    alike(clone, 'capacity')
 
 
 def test_every_recorded_metric_follows_from_the_saved_predictions(drawn):

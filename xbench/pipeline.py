@@ -300,14 +300,14 @@ def latency(backbone: str, engine: str) -> None:
     with paths.whole(paths.results('cost')/'latency'/f'{backbone}-{engine}{"-" + dtype if dtype else ""}.csv') as part:
         pd.DataFrame(rows).to_csv(part, index=False, float_format='%.6g', lineterminator='\n')
 
-# %% ../nbs/70_pipeline.ipynb #4fe16ad2
+# %% ../nbs/70_pipeline.ipynb #1bbfb2b3
 DERIVED = ('lite', 'full')  # profiles whose pipeline follows from the root's
 
 def derive(
     text: str,  # the root's dvc.yaml
     profile: str,  # lite or full
     seed: int | None = None,  # runs with it; everything but runs when not given
-    shown: bool = True,  # the store keeps the notebooks of the runs, too
+    shown: bool = True,  # are the notebooks of the runs outputs, too
 ) -> str:
     "A `dvc.yaml` of another profile."
     up = '../..' if seed is None else '../../..'
@@ -317,7 +317,7 @@ def derive(
     body = body.replace('    metrics:\n', '')    # outputs like others, for `dvc metrics show` complains of those that are not there
     runs = body[body.index('  train:\n'):body.index('  baseline:\n')]
     body = body.replace(runs, '') if seed is None else 'stages:\n' + runs.replace(f'${{{profile}.seeds}}', f'[{seed}]')
-    if not shown: body = re.sub(r'( - results/\S+/train\.ipynb)\n', r'\1: {push: false}\n', body)
+    if not shown: body = re.sub(r' +- results/\S+/train\.ipynb\n', '', body)
     return f"# Derived from the root's dvc.yaml by `make notebooks`; edit that one.\nvars: [{up}/params.yaml]\n{body.rstrip()}\n"
 
 def derived(settings: Settings) -> dict[Path, str]:
