@@ -97,13 +97,14 @@ def kendall(
     a, b = (np.sign(v[..., i] - v[..., j]) for v in (a, b))
     with np.errstate(invalid='ignore'): return (a*b).sum(-1)/np.sqrt((a**2).sum(-1)*(b**2).sum(-1))
 
-# %% ../nbs/05_stats.ipynb #6968e215
+# %% ../nbs/05_stats.ipynb #7636eee5
 def over_backbones(
     a: np.ndarray,  # backbones
     b: np.ndarray,
     draws: int = 1000,
 ) -> np.ndarray:  # low and high
     "95 % interval of Spearman's rho with the backbones drawn anew (the bootstrap of pairs; Efron, 1979)."
+    a, b = np.array(sorted(zip(a, b))).T    # so that the order of a table's rows is of no matter
     at = np.random.default_rng(0).integers(0, len(a), (draws, len(a)))
-    rho = spearman(np.asarray(a)[at], np.asarray(b)[at])
+    rho = spearman(a[at], b[at])
     return interval(rho[np.isfinite(rho)])
