@@ -33,11 +33,11 @@ tables: setup ## draw paper/$(PROFILE)/ from the stored records of its runs; tra
 	@python -m xbench.pipeline paper $(PROFILE) --stored $(if $(JOBS),--jobs $(JOBS))
 
 test: setup ## notebooks and scenarios, some minutes
-	@ruff check -q .
+	@ruff check -q benchmarks nbs tests
 	@pytest -m "not slow"
 
 test-all: setup ## all of `test`, and what takes longer
-	@ruff check -q .
+	@ruff check -q benchmarks nbs tests
 	@pytest
 
 faults: setup ## 100 kills, compared with an uninterrupted run
