@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['FIELDS', 'CARDS', 'cards', 'card', 'blank_card', 'paper_counts', 'photographs']
 
-# %% ../nbs/40_cards.ipynb #95db467d
+# %% ../nbs/40_cards.ipynb #809283c2
+import csv
 import json
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 import xbench
 from . import paths
@@ -70,7 +70,7 @@ def _row(paper, row):
     found = table(paper, {'cross_dataset': 2, 'which_backbone': 3}[paper]).loc[row]
     return {k: int(str(found[k]).replace(',', '')) for k in ('train', 'test', 'classes')}
 
-# %% ../nbs/40_cards.ipynb #bf3c0b9b
+# %% ../nbs/40_cards.ipynb #cea2d04e
 def photographs(
     slug: str,  # slug of a dataset
     names: np.ndarray,  # of its test images
@@ -78,5 +78,5 @@ def photographs(
     "Which images come from one photograph, as far as it is known."
     file = CARDS/f'{slug}.csv'
     if not file.is_file(): return None
-    known = pd.read_csv(file, index_col='name').photograph.reindex(names)
-    return known.where(known.notna(), names).to_numpy(str)
+    with file.open(newline='') as f: known = dict(csv.reader(f))
+    return np.array([known.get(n, n) for n in names.tolist()])
