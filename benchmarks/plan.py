@@ -3,8 +3,8 @@
     python benchmarks/plan.py [accuracy] [PROFILE ...] [RECIPE ...]
 
 Target: the median of three estimates within 30 % of the true time, for three cells. Packing is done before and not counted, by either.
-A profile: the last row of `xbench plan`. A recipe: a few steps of one cell as it stands, but float32 in place of fp16, which a CPU has not, and for `mobileone` eight passes a step,
-for 256 images at once need more than 24 GB.
+A profile: the last row of `xbench plan`. A recipe: a few steps of one cell as it stands, but float32 in place of fp16, which a CPU has
+not, and for `mobileone` eight passes a step, for 256 images at once need more than 24 GB.
 """
 import json
 import statistics
