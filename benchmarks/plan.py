@@ -1,10 +1,10 @@
 """What `xbench train --dry-run` says against the time that the run then takes, and what the papers' recipes would take on this machine.
 
-    python benchmarks/plan.py [accuracy] [RECIPE ...]
+    python benchmarks/plan.py [accuracy] [PROFILE ...] [RECIPE ...]
 
 Target: the median of three estimates within 30 % of the true time, for three cells. Packing is done before and not counted, by either.
-A recipe: a few steps of one cell as it stands, but float32 in place of fp16, which a CPU has not, and for `mobileone` eight passes a step,
-for 256 images at once need more than 24 GB.
+A profile: the last row of `xbench plan`. A recipe: a few steps of one cell as it stands, but float32 in place of fp16, which a CPU has
+not, and for `mobileone` eight passes a step, for 256 images at once need more than 24 GB.
 """
 import json
 import statistics
@@ -17,6 +17,7 @@ import torch
 from xbench import pack, paths, settings
 from xbench.latency import device_name, versions
 
+PROFILES = ('lite', 'full')
 CELLS = [('lite', 'starnet', 'cifar10'), ('lite', 'mobilenet', 'scenes15'), ('demo', 'mobilevit', 'tissue')]
 RECIPES = {'cross_dataset': ('full', 'starnet', 'cifar100', {}), 'memory_constrained': ('full', 'mobilenet_v3_small', 'cifar10', {}),
            'which_backbone': ('full', 'resnet50', 'cifar10', {}),
@@ -24,12 +25,12 @@ RECIPES = {'cross_dataset': ('full', 'starnet', 'cifar100', {}), 'memory_constra
 
 
 def xbench(*command):
-    """The row that a command prints, and its seconds from start to end."""
+    """The last row that a command prints, and its seconds from start to end."""
     begun = time.perf_counter()
     whole = [sys.executable, '-m', 'xbench.cli', *command, '--format', 'json']
     done = subprocess.run(whole, cwd=paths.root(), capture_output=True, text=True)
     if done.returncode: raise SystemExit(done.stderr or f'{command} ended with {done.returncode}: out of memory?')
-    return json.loads(done.stdout)[0], time.perf_counter() - begun
+    return json.loads(done.stdout)[-1], time.perf_counter() - begun
 
 
 def accuracy():
@@ -55,11 +56,19 @@ def takes(name):
     return row
 
 
+def whole(profile):
+    row, took = xbench('plan', profile)
+    row |= {'px': settings.load().profiles[profile].images.size}
+    print(profile, row, f'({took:.0f} s to find out)', flush=True)
+    return row
+
+
 if __name__ == '__main__':
     target = paths.root()/'benchmarks'/'results'/'plan.json'
     found = json.loads(target.read_text()) if target.exists() else {'recipes': {}}
-    for part in sys.argv[1:] or ('accuracy', *RECIPES):
+    for part in sys.argv[1:] or ('accuracy', *PROFILES, *RECIPES):
         if part == 'accuracy': found[part] = accuracy()
+        elif part in PROFILES: found.setdefault('profiles', {})[part] = whole(part)
         else: found['recipes'][part] = takes(part)
         found |= {'device': device_name('cpu'), 'threads_of_a_run': 1, 'versions': versions()}
         with paths.whole(target) as part: part.write_text(json.dumps(found, indent=1) + '\n')

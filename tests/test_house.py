@@ -112,19 +112,19 @@ def test_other_profiles_are_derived_from_the_root_pipeline():
     for file, text in pipeline.derived(load()).items(): assert file.read_text() == text, f'{file}: run `make notebooks`'
 
 
-def test_the_pipeline_of_scaled_backbones_is_that_of_the_others():
-    """Written by hand for its last stage; the stages before it differ in where the backbones come from alone."""
-    scaled = yaml.safe_load(paths.pipeline('capacity').read_text())['stages']
+@pytest.mark.parametrize('profile', pipeline.ASIDE)
+def test_a_profile_beside_lite_trains_as_lite_does(profile):
+    """The stages before its own notebook differ in the profile's name and in where its backbones come from alone."""
+    stages = yaml.safe_load(paths.pipeline(profile).read_text())['stages']
     lite = {}
     for seed in (None, 1): lite |= yaml.safe_load(pipeline.derive((ROOT/'dvc.yaml').read_text(), 'lite', seed, False))['stages']
-    lite['train'] |= {'wdir': '../..', 'matrix': lite['train']['matrix'] | {'seed': '${capacity.seeds}'}}
-    home = {'xbench/backbones/mobilevit.py': 'xbench/backbones/scaled.py'}
-    text = lambda stage: json.dumps(stage).replace('lite', 'capacity')
+    lite['train'] |= {'wdir': '../..', 'matrix': lite['train']['matrix'] | {'seed': f'${{{profile}.seeds}}'}}
+    home = {'capacity': 'xbench/backbones/scaled.py'}.get(profile, 'xbench/backbones/mobilevit.py')
     for name in ('code', 'prepare', 'cost', 'train', 'baseline', 'collect'):
-        expected = text(lite[name])
-        for old, new in home.items(): expected = expected.replace(old, new)
-        assert json.dumps(scaled[name]) == expected, name
-    assert set(scaled) - {'nbcode', 'study'} == {'code', 'prepare', 'cost', 'train', 'baseline', 'collect'}
+        expected = json.dumps(lite[name]).replace('lite', profile).replace('xbench/backbones/mobilevit.py', home)
+        assert json.dumps(stages[name]) == expected, name
+    assert set(stages) - {'nbcode', 'study'} == {'code', 'prepare', 'cost', 'train', 'baseline', 'collect'}
+    assert stages['study']['foreach'] == [profile] and f'results/{profile}/draws.npz' in stages['study']['do']['deps']
 
 
 def test_settings_file_stays_small():

@@ -8,6 +8,7 @@ from conftest import ROOT, Checkout
 
 from xbench import published
 from xbench.evaluate import intervals, metrics
+from xbench.pipeline import ASIDE
 from xbench.results import accuracy
 from xbench.settings import load
 
@@ -38,12 +39,13 @@ def test_tables_and_figures_need_the_stored_records_alone(drawn):
 
 
 @pytest.mark.slow
-def test_so_does_capacity(drawn):
+@pytest.mark.parametrize('profile', ASIDE)
+def test_so_do_those_beside_it(drawn, profile):
     clone = drawn[0]
-    for path in (clone.path/'paper'/'capacity').rglob('*.*'): path.unlink()
-    said = clone.run('python', '-m', 'xbench.pipeline', 'paper', 'capacity', '--stored').stderr
+    for path in (clone.path/'paper'/profile).rglob('*.*'): path.unlink()
+    said = clone.run('python', '-m', 'xbench.pipeline', 'paper', profile, '--stored').stderr
     assert ' train@' not in said and 'study' in said
-    alike(clone, 'capacity')
+    alike(clone, profile)
 
 
 def test_every_recorded_metric_follows_from_the_saved_predictions(drawn):

@@ -660,7 +660,7 @@ STATED['mobileone'] = {
     'mu1_times': lambda t, k: t[13].params_m['tinynet_e']/t[13].params_m['mobileone_mu1'],
     'mu1_top1': lambda t, k: t[13].top1['mobileone_mu1'] - t[13].top1['tinynet_e']}
 
-# %% ../nbs/66_audit.ipynb #43a5f03c
+# %% ../nbs/66_audit.ipynb #316e3955
 def audit_text(
     paper: str,
     known: Known,
@@ -672,7 +672,7 @@ def audit_text(
         f = STATED[paper].get(s.row, lambda t, k: None)
         value = f(tables, known)
         moved = 0. if value is None else slack(partial(f, k=known), tables)
-        half = float(s.unit or 0)/2 if s.relation == '=' else 0.
+        half = float(s.unit or 0)/2
         where = {'paper': paper, 'table': 'text', 'row': s.row, 'column': s.column, 'printed': s.printed}
         rows.append(where | compare(s.printed, Check(s.row, s.column, value, s.basis, s.how, moved), s.relation, half))
     return pd.DataFrame(rows).astype({'difference': float, 'tolerance': float})

@@ -38,11 +38,16 @@ def unknown(
     hint = f'did you mean {" or ".join(near)}?' if near else f'known: {", ".join(known) or "none"}'
     return InputError(f'{where + ": " if where else ""}unknown {kind} {str(name)!r}; {hint}')
 
-# %% ../nbs/00_errors.ipynb #6918b0aa
+# %% ../nbs/00_errors.ipynb #659c2702
 @contextmanager
 def one_line_errors() -> Iterator[None]:
     "Print an `InputError` as one line on standard error and exit with its code; let every other error through."
-    try: yield
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:    # who reads, `head` for one, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except InputError as e:
         if os.environ.get('LOCAL_RANK', '0') != '0': sys.exit(e.exit_code)    # the first of several processes speaks
         print('xbench: ' + ' '.join(str(e).split()), file=sys.stderr)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TIDY', 'TIDY_COST', 'ESCAPES', 'tidy_runs', 'tidy_curves', 'tidy_baseline', 'tidy_cost', 'tidy_datasets',
-           'tidy_forms', 'tidy_anatomy', 'tidy_latency', 'collect', 'read', 'accuracy', 'parts', 'seeds',
-           'named_rightly', 'right', 'resampled', 'drawn', 'deployed', 'beside', 'half_unit', 'save_table']
+           'tidy_forms', 'tidy_anatomy', 'tidy_latency', 'collect', 'read', 'accuracy', 'parts', 'of_one_source',
+           'seeds', 'named_rightly', 'right', 'resampled', 'drawn', 'deployed', 'beside', 'half_unit', 'save_table']
 
 # %% ../nbs/61_results.ipynb #744c1f7d
 import json
@@ -156,6 +156,15 @@ def parts(
     "Which dataset plays which part of the paper's; a dataset that is the paper's own plays itself."
     stands = {d: d if d in printed else card(d)['stands_for'] for d in datasets}
     return {p: d for p in printed for d in datasets if stands[d] == p}
+
+# %% ../nbs/61_results.ipynb #ce0b8b7f
+def of_one_source(
+    datasets: list[str],  # slugs
+) -> str:  # a sentence for a caption, a space before it; '' if all are from different ones
+    "Which datasets were cut out of the same one."
+    source = pd.Series({d: card(d)['citation'] for d in datasets}).dropna()
+    groups = [list(g.index) for _, g in source.groupby(source, sort=False) if len(g) > 1]
+    return ''.join(f' {", ".join(g[:-1])} and {g[-1]} are cut from one source: their ranks are not independent.' for g in groups)
 
 # %% ../nbs/61_results.ipynb #25ded84b
 def seeds(

@@ -52,7 +52,7 @@ def scored(
     low, high = own.low.to_numpy(), own.high.to_numpy()
     return combine((drawn - low)/(high - low), lam)[2]
 
-# %% ../nbs/63_score.ipynb #3947dbf1
+# %% ../nbs/63_score.ipynb #d6003961
 def read_csv(
     path: str | Path,  # first column: names of backbones; others: top-1 in percent, a column a dataset
 ) -> pd.DataFrame:  # backbones x datasets
@@ -79,7 +79,7 @@ def _plain(name): return re.sub('[^a-z0-9]', '', name.lower())
 
 def _whole(acc):
     bare = acc.replace(' *%$', '', regex=True)
-    meant = acc.apply(lambda column: column.str.fullmatch(r'(0?\.\d+|[01](\.0*)?) *%')) == True  # noqa: E712, a missing cell is neither
+    meant = acc.apply(lambda column: column.str.fullmatch(r'(0?\.\d+|[01](\.0*)?) *%', na=False))
     values = check(bare.mask(meant, '50')).mask(meant, bare.apply(pd.to_numeric, errors='coerce'))
     small = (values > 0) & (values <= 1) & ~meant
     if small.any(axis=None):

@@ -171,8 +171,8 @@ class Settings(_Block):
     backbone: dict[Slug, Backbone]
     dataset: dict[Slug, Dataset]
 
-# %% ../nbs/11_settings.ipynb #951566ff
-PROFILES, REST = ('demo', 'lite', 'full', 'capacity'), ('cost', 'data', 'watts', 'recipe', 'backbone', 'dataset')
+# %% ../nbs/11_settings.ipynb #86210815
+PROFILES, REST = ('demo', 'lite', 'full', 'capacity', 'longer'), ('cost', 'data', 'watts', 'recipe', 'backbone', 'dataset')
 
 def load(
     path: str | Path | None = None,  # file to read; the project's `params.yaml` when not given
