@@ -36,6 +36,7 @@ def test_a_comment_makes_no_other_network(checkout):
     assert here == (checkout.path/'build'/'cost'/'networks'/f'{name}.txt').read_text()
 
 
+@pytest.mark.slow
 def test_a_changed_backbone_alone_is_measured_again(checkout):
     module = checkout.path/'xbench'/'backbones'/'mobileone.py'
     text = module.read_text()

@@ -265,7 +265,8 @@ def test_two_devices_are_as_good_as_one(warm, tmp_path, cell, how, allowed):
     assert {name for name in tree(two) if '.part' in name or 'checkpoint' in name} == set()
 
 
-@pytest.mark.parametrize('backbone', ['mobilenet_v3_small', 'shufflenet'])    # with dropout; with validation that tells averages apart
+@pytest.mark.parametrize('backbone', [    # with dropout; with validation that tells averages apart
+    pytest.param('mobilenet_v3_small', marks=pytest.mark.slow), 'shufflenet'])
 def test_a_signal_to_one_of_two_devices(warm, tmp_path, backbone):
     """Both stop after the same step, say so once, and go on together: dropout of their own, BatchNorm and a moving average included."""
     cell, whole, cut = (backbone, 'growing'), project(tmp_path/'whole'), project(tmp_path/'cut')
@@ -279,6 +280,7 @@ def test_a_signal_to_one_of_two_devices(warm, tmp_path, backbone):
     assert not different(tree(whole), tree(cut))
 
 
+@pytest.mark.slow
 def test_torchrun_interrupted_and_resumed(warm, tmp_path):
     """SIGTERM to torchrun; resumed, it ends in the bytes of two devices that nobody touched. The others are forked, to be quick."""
     command = (*faults.train_of(PLAIN), '--set', 'epochs=14')
