@@ -57,7 +57,7 @@ class Checkout:
 
 
 def pytest_collection_modifyitems(items):
-    """Files that take longest begin first, so that both workers end together."""
+    """Files that take longest begin first, so that all workers end together."""
     first = ['test_pipeline.py', 'test_notebooks.py', 'test_backbones.py', 'test_cost.py', 'test_lite.py']
     items.sort(key=lambda i: first.index(i.path.name) if i.path.name in first else len(first))
 
