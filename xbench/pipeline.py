@@ -437,7 +437,7 @@ def audit(profile: str) -> None:
     with paths.whole(paths.results('audit')/'audit.csv') as part:
         found.to_csv(part, index=False, float_format='%.6g', lineterminator='\n')
 
-# %% ../nbs/70_pipeline.ipynb #280e0051
+# %% ../nbs/70_pipeline.ipynb #ca932310
 # seconds of a stage, two side by side on two cores; only until one of its kind has run
 SECONDS = {'nbcode': 1, 'code': 1, 'prepare': 3, 'cost': 8, 'train': 17, 'baseline': 8, 'collect': 3, 'table': 5, 'measured': 5,
            'figure': 6, 'study': 8, 'look': 15, 'networks': 20, 'static': 8, 'latency': 25, 'compiled': 60, 'probe': 15, 'counts': 60,
@@ -494,7 +494,8 @@ def pull(
 ) -> None:
     "Fetch what the repository's store has of a profile. Raises `InputError` if it lacks the record of a run."
     if profile not in settings.profiles: raise unknown('profile', profile, settings.profiles, 'params.yaml')
-    _dvc('pull', '-q', '--allow-missing', '--with-deps', *files(settings, profile))    # packed images are not stored
+    if locked := [f for f in files(settings, profile) if (paths.root()/f).with_suffix('.lock').is_file()]:
+        _dvc('pull', '-q', '--allow-missing', '--with-deps', *locked)    # packed images are not stored
     p = settings.profiles[profile]
     for name in (paths.cell_name(*c) for c in product(p.backbones, p.datasets, p.seeds)):
         if not (paths.results(profile)/'cells'/name/'metrics.json').is_file():
