@@ -75,6 +75,7 @@ def sound(file):
 
 # kills
 
+@pytest.mark.slow
 def test_killed_anywhere_it_ends_in_the_same_bytes(warm, tmp_path):
     """At seeded times and at the files that packing, checkpoints and records are made of."""
     killer = faults.Killer(warm, tmp_path)

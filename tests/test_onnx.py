@@ -1,15 +1,14 @@
-"""Every backbone as an ONNX file with torch's exporter, checked on photographs, train-time and fused; in `make test` one a
-family, but for seven that take up to a minute each."""
+"""Every backbone as an ONNX file with torch's exporter, checked on photographs, train-time and fused; in `make test` those few that
+are exported in seconds (a folded one is in nbs/33_export.ipynb)."""
 import pytest
 import torch
 from registry import NAMES, images, sizes
 
-from xbench.backbones.core import create, entry
+from xbench.backbones.core import create
 from xbench.backbones.reparam import fusable, fuse
 from xbench.export import calibrate, to_onnx
 
-LONG = {'convit_tiny', 'densenet161', 'ghostnet', 'mobileone', 'regnet_y_3_2gf', 'swin_t', 'wavemix_192_16'}
-QUICK = sorted(set({entry(n).family: n for n in reversed(NAMES)}.values()) - LONG)    # one backbone a family
+QUICK = ['convmixer', 'convnext', 'mobilevit', 'resnet18', 'squeezenet1_1', 'starnet']
 
 
 def exported(name, folder):
@@ -21,11 +20,11 @@ def exported(name, folder):
 
 
 @pytest.mark.parametrize('name', QUICK)
-def test_onnx_of_one_backbone_a_family(name, tmp_path):
+def test_onnx_of_a_few(name, tmp_path):
     exported(name, tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name', [n for n in NAMES if n not in QUICK])
-def test_onnx_of_every_backbone(name, tmp_path):
+def test_onnx_of_every_other(name, tmp_path):
     exported(name, tmp_path)

@@ -13,7 +13,7 @@ FOLDER = ROOT/'nbs'/'studies'
 ELSEWHERE = ('leak', 'capacity', 'longer', 'card')    # what they read does not come with the clone
 STUDIES = sorted(p.relative_to(FOLDER).as_posix() for p in FOLDER.rglob('*.ipynb')
                  if 'checkpoint' not in p.name and p.stem not in ELSEWHERE)
-SOME = ['train.ipynb', 'cross_dataset/claims.ipynb', 'mobileone/probes.ipynb']
+SOME = ['train.ipynb', 'cross_dataset/claims.ipynb']
 TABLES = {f'table@table{n}' for n in (1, 2, 5)}
 STUDIED = {'study@claims', 'study@examined'}
 MEASURED = {'collect', 'measured@table3', 'measured@table4', 'figure@figure1'} | STUDIED
@@ -169,7 +169,7 @@ def test_command_line(small, tmp_path):
     assert json.loads((tmp_path/'runs'/'convnext-digits-s0'/'run.json').read_text())['run_id'] == row['run_id']
 
 
-@pytest.mark.parametrize('form', ['folder', 'archive', 'medmnist'])
+@pytest.mark.parametrize('form', ['archive', *(pytest.param(f, marks=pytest.mark.slow) for f in ('folder', 'medmnist'))])
 def test_images_of_ones_own_by_path_alone(small, tmp_path, form):
     folder, data = tmp_path/'My Cells', tmp_path/'digits.tar.xz'
     data.write_bytes((ROOT/'data'/'tissue.tar.xz').read_bytes())
