@@ -137,8 +137,9 @@ def test_weights_offline(tmp_path):
     assert not list(tmp_path.rglob('*.*'))
 
 
-def test_cost_of_a_measured_backbone_is_a_row_a_form(tmp_path):
-    command = [sys.executable, '-m', 'xbench.cli', 'cost', 'mobileone_s0', '--px', '64', '--engine', 'eager', '--format', 'json']
+@pytest.mark.parametrize('engine', ['eager', pytest.param('onnxruntime', marks=pytest.mark.slow)])
+def test_cost_of_a_measured_backbone_is_a_row_a_form(engine):
+    command = [sys.executable, '-m', 'xbench.cli', 'cost', 'mobileone_s0', '--px', '64', '--engine', engine, '--format', 'json']
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     train_time, fused = json.loads(done.stdout)
     assert (train_time['form'], fused['form'], fused['params_m']) == ('train-time', 'fused', 2.078504)
