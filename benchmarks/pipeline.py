@@ -37,14 +37,16 @@ def timed(*command, cwd, env):
     return time.perf_counter() - start, done.stdout + done.stderr
 
 
-def measure(clone, install):
+def environment(clone, install):
     path = os.pathsep.join([f'{clone}/.venv/bin', str(Path(sys.executable).parent), os.environ['PATH']])
-    env = os.environ | {'DVC_NO_ANALYTICS': '1', 'PATH': path}
-    found = {'cores': os.cpu_count()}
+    return os.environ | {'DVC_NO_ANALYTICS': '1', 'PATH': path} | ({} if install else {'PYTHONPATH': str(clone)})
+
+
+def measure(clone, install):
+    env, found = environment(clone, install), {'cores': os.cpu_count()}
     if install:
         found['install_s'], _ = timed('make', '.venv/.complete', cwd=clone, env=env)
         found['venv_gb'] = sum(p.stat().st_size for p in (clone/'.venv').rglob('*') if p.is_file() and not p.is_symlink())/1e9
-    else: env['PYTHONPATH'] = str(clone)
     found['pull_s'], _ = timed('dvc', 'pull', '-q', 'data.dvc', cwd=clone, env=env)
     found['paper_s'], said_paper = timed('python', '-m', 'xbench.pipeline', 'paper', 'demo', cwd=clone, env=env)
     stage = {m[1]: float(m[2]) for m in re.finditer(r'\] (\S+) took ([\d.]+) s', said_paper)}
@@ -86,7 +88,7 @@ if __name__ == '__main__':
     with nullcontext(args.folder) if args.folder else tempfile.TemporaryDirectory(prefix='x bench ') as folder:
         clone = Path(folder).resolve()/'fresh clone'
         subprocess.run(['git', 'clone', '-q', ROOT, clone], check=True)
-        if args.stored: found = json.loads(FILE.read_text()) | {'stored_lite_s': stored(clone, os.environ | {'PYTHONPATH': str(clone)})}
+        if args.stored: found = json.loads(FILE.read_text()) | {'stored_lite_s': stored(clone, environment(clone, False))}
         else: found = measure(clone, not args.no_install)
     result = {k: round(v, 2) if isinstance(v, float) else v for k, v in found.items()}
     print(json.dumps(result, indent=1))
