@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'STREAMS', 'GREY', 'YIQ', 'POLICIES', 'IMAGENET', 'stream', 'draws', 'span', 'shift', 'colours',
-           'normalised', 'mix', 'stage', 'sides', 'Augment', 'Batches']
+           'normalised', 'mix', 'stage', 'sides', 'border', 'Augment', 'taken', 'Batches']
 
 # %% ../nbs/46_augment.ipynb #e775c343
 import numpy as np
@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.nn.functional import interpolate, one_hot
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
+
+from .cells import height_width
 
 # %% ../nbs/46_augment.ipynb #68a7c803
 COLUMNS = ('flip', 'row', 'column', 'brightness', 'contrast', 'saturation', 'hue', 'policy', 'strength')
@@ -126,8 +128,15 @@ def sides(
     share: float = 1.,  # of the full side
 ) -> tuple[int, int]:  # height and width
     "The size of what a network sees."
-    full = packed if recipe.input_size is None else (recipe.input_size,)*2 if isinstance(recipe.input_size, int) else recipe.input_size
+    full = height_width(packed if recipe.input_size is None else recipe.input_size)
     return tuple(s if share == 1 else max(8, 4*round(share*s/4)) for s in full)
+
+def border(
+    crop: int | float,  # pixels, or a share of the shorter side
+    size: tuple[int, int],  # height and width
+) -> int:  # pixels
+    "How far a random crop may reach beyond an image."
+    return crop if isinstance(crop, int) else round(crop*min(size))
 
 class Augment:
     "Turns packed images and labels into batches for a recipe."
@@ -155,7 +164,7 @@ class Augment:
         if epoch != self.epoch: self.epoch, self.drawn = epoch, draws(self.seed, epoch, self.n)
         r, u = self.recipe, {k: v[at] for k, v in self.drawn.items()}
         side, strength = stage(r, epoch)
-        if r.crop: images = shift(images, u['row'], u['column'], r.crop)
+        if r.crop: images = shift(images, u['row'], u['column'], border(r.crop, images.shape[1:3]))
         if self.policy or r.resized_crop: images = self._one_by_one(images, u['policy'], u['strength'] < strength)
         recoloured = colours(u, r.jitter*strength, r.hue*strength) if strength*(r.jitter + r.hue) else (None, None)
         return self._sized(normalised(images, self.mean, self.std, u['flip'] < r.flip, *recoloured), side)
@@ -195,6 +204,15 @@ class Augment:
         return x.contiguous(memory_format=torch.channels_last if self.recipe.layout == 'channels_last' else torch.contiguous_format)
 
 # %% ../nbs/46_augment.ipynb #31776e54
+def taken(
+    images: np.ndarray,  # N x H x W x 3, may be memory-mapped
+    at: np.ndarray,  # indices, in any order
+) -> np.ndarray:  # len(at) x H x W x 3
+    "Images in the order asked for, read in the order in which they lie."
+    order, out = np.argsort(at), np.empty((len(at), *images.shape[1:]), images.dtype)
+    out[order] = images[at[order]]
+    return out
+
 class Batches(Dataset):
     "The training batches of a whole run, each a function of its number alone."
     def __init__(
@@ -218,9 +236,11 @@ class Batches(Dataset):
         epoch, step = divmod(step, self.steps)
         if epoch != self.epoch:
             self.epoch, self.order = epoch, self.at[stream('order', self.augment.seed, epoch).permutation(len(self.at))]
-        chosen, k = np.sort(self.order[step*self.batch:(step + 1)*self.batch]), k + self.rank*self.passes
-        chosen = chosen[np.arange(k*self.batch//self.parts - bool(self.augment.mixes), (k + 1)*self.batch//self.parts)]
-        x, y = self.augment.train(self.images[chosen], chosen, epoch), torch.from_numpy(self.labels[chosen])
+        batch, k = self.order[step*self.batch:(step + 1)*self.batch], k + self.rank*self.passes
+        first, end = (p*self.batch//self.parts for p in (k, k + 1))
+        chosen = batch[first:end]
+        if self.augment.mixes: chosen = np.append(batch[(first or self.batch) - 1], chosen)    # the first image takes from the last
+        x, y = self.augment.train(taken(self.images, chosen), chosen, epoch), torch.from_numpy(self.labels[chosen])
         return self.augment.mixed(x, y, epoch, step) if self.augment.mixes else (x, y)
 
     def loader(

@@ -32,7 +32,7 @@ from . import cost, latency, paths, published, results, runs, settings
 from .augment import sides
 from .backbones import core
 from .cards import photographs
-from .cells import Cell
+from .cells import Cell, height_width
 from .errors import InputError, unknown
 from .pack import prepare
 from .settings import Settings, resolve
@@ -268,9 +268,10 @@ def planned(
         if d not in pool: raise unknown('dataset', d, pool, f'pool of {profile}')
     cells = [resolve(known, profile, 'own', d, s) for d in wanted for s in range(seeds)]
     for c in cells: paths.source(c.path)    # raises where images are not there
-    packed = (p.images.size,)*2 if isinstance(p.images.size, int) else p.images.size
-    shapes = {c.dataset: [sides(c.recipe, packed, k) for k in {1., *(s.side for s in c.recipe.progressive or ())}] for c in cells}
-    own = load(target, full := sides(cells[0].recipe, packed))
+    packed = {c.dataset: height_width(c.images.size) for c in cells}
+    shares = lambda recipe: {1., *(s.side for s in recipe.progressive or ())}
+    shapes = {c.dataset: [sides(c.recipe, packed[c.dataset], k) for k in shares(c.recipe)] for c in cells}
+    own = load(target, full := sides(cells[0].recipe, packed[cells[0].dataset]))
     params = check(own, sorted({s for every in shapes.values() for s in every}), cells[0].recipe.layout)
     cells = [replace(c, backbone=own.slug) for c in cells]
     for c in cells: runs.check(c)

@@ -187,12 +187,12 @@ def _finish(part, source, items, state, size, fit):
 
 # %% ../nbs/44_pack.ipynb #a37b26fd
 def prepare(
-    cell,  # `xbench.settings.Cell`: profile, dataset, path, images and split are used
+    cell,  # `xbench.cells.Cell`: dataset, path, images, split and the folder `packed` are used
     force: bool = False,  # pack even if the folder is there
     progress: bool = True,
 ) -> Path:  # the packed dataset's folder
     "Pack the images of a cell unless they are packed as its settings ask. Raises `InputError` for a bad source."
-    folder, source = paths.packed(cell.profile, cell.dataset), paths.source(cell.path)
+    folder, source = cell.packed, paths.source(cell.path)
     asked = {'path': cell.path, 'split': cell.split, **cell.images.model_dump(), 'files': _listing(source)}
     try: done = json.loads((folder/'asked.json').read_text()) == asked and not force
     except (OSError, ValueError): done = False

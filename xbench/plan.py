@@ -23,6 +23,7 @@ import torch
 from . import paths
 from .augment import Augment, Batches, stage
 from .cards import card
+from .cells import height_width
 from .errors import InputError, one_line_errors, unknown
 from .runs import check, network, teacher
 from .settings import Cell, Settings, candidates, load, resolve
@@ -78,7 +79,7 @@ def measure(
     check(cell)
     if not torch.cuda.is_available(): torch.set_num_threads(cell.threads)
     begun, r, fab = time.perf_counter(), cell.recipe, fabric(cell.recipe)
-    size = (cell.images.size,)*2 if isinstance(cell.images.size, int) else cell.images.size
+    size = height_width(cell.images.size)
     net, n = network(replace(cell, recipe=r.model_copy(update={'pretrained': False})), classes), 2*r.batch
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 256, (n, *size, 3), np.uint8), rng.integers(0, classes, n)
@@ -126,7 +127,7 @@ def seconds(recipe, n: dict[str, int], m: dict) -> float:
 
 def disk(cell: Cell, n: dict[str, int], m: dict) -> dict[str, float]:  # packed, kept, checkpoints
     "MiB that a run writes: its packed images, what it keeps, and its two checkpoints while it trains."
-    h, w = (cell.images.size,)*2 if isinstance(cell.images.size, int) else cell.images.size
+    h, w = height_width(cell.images.size)
     predictions = n['test']*(2*n['classes'] if n['classes'] <= 50 else 40)
     return {'packed': (n['train'] + n['val'] + n['test'])*h*w*3/2**20, 'kept': (4*m['params'] + predictions)/2**20,
             'checkpoints': 2*4*m['params']*(1 + m['states'])/2**20}

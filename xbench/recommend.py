@@ -32,7 +32,7 @@ from .errors import InputError, unknown
 from .figures import BLUE, INK, ORANGE, PALE, log_axis, name_points, save_figure, style
 from .pack import prepare
 from .score import measured
-from .settings import Cell, Images, Settings, load, resolve
+from .settings import Cell, Images, Settings, load, pack_size, resolve
 from .sources import Source, decode, open_source
 from .splits import carve, choose
 from .stats import interval, places, resample
@@ -187,7 +187,8 @@ def cell_of(
     if w.pretrained: own |= {'pretrained': True, 'stats': 'imagenet', 'lr': 3e-4}
     where = Path(w.path).expanduser()
     made = resolve(settings, PROFILE, backbone, str(where.resolve()) if where.exists() else w.path, w.seed, changes=own | w.changes)
-    return replace(made, profile='recommend', images=Images(size=px, train=w.images, test=w.images//2), threads=w.threads or made.threads)
+    images = Images(size=pack_size(px, made.recipe), train=w.images, test=w.images//2)
+    return replace(made, profile='recommend', images=images, pack=None, threads=w.threads or made.threads)
 
 def takes(backbone: str, px: int) -> bool:
     "Can a backbone take this size?"
@@ -281,7 +282,7 @@ def packed(cell: Cell, source: Source, progress: bool = True) -> data.Packed:
 
 def copies(cell: Cell) -> int:
     "Test images that are, byte for byte, training images too."
-    ids = pd.read_csv(paths.packed(cell.profile, cell.dataset)/'ids.csv', dtype=str)
+    ids = pd.read_csv(cell.packed/'ids.csv', dtype=str)
     return int(ids.sha256[ids.split == 'test'].isin(ids.sha256[ids.split == 'train']).sum())
 
 def bar(

@@ -28,7 +28,7 @@ import torch
 from . import checkpoint, data, paths
 from .augment import Augment, sides
 from .backbones import core
-from .cells import Cell, candidates, read
+from .cells import Cell, candidates, height_width, read
 from .errors import InputError, one_line_errors
 from .evaluate import intervals, metrics, predictions
 from .pack import prepare
@@ -59,7 +59,9 @@ def check(cell: Cell) -> None:
     "Raise `InputError` for what can be known to fail before images are read."
     core.load(cell.module)
     core.entry(cell.backbone)
-    packed = (cell.images.size,)*2 if isinstance(cell.images.size, int) else cell.images.size
+    packed, seen = height_width(cell.images.size), sides(cell.recipe, height_width(cell.images.size))
+    if any(s > p for s, p in zip(seen, packed)):
+        raise InputError(f'input_size ({seen[0]} x {seen[1]}) is larger than images.size ({packed[0]} x {packed[1]}); raise images.size')
     for share in {1., *(s.side for s in cell.recipe.progressive or ())}:
         for px in sides(cell.recipe, packed, share): core.check_size(cell.backbone, px)
     if t := cell.recipe.teacher:
@@ -178,7 +180,7 @@ def _split(packed, cell):
     at = carve(packed.labels, split, cell.recipe.val, cell.seed, packed.group)
     named = '\n'.join(packed.name[at['val']])
     return {'split': packed.card['split'],
-            'ids': f'packed/{cell.profile}/{cell.dataset}/ids.csv', 'ids_sha256': packed.card['split_sha256'],
+            'ids': f'packed/{cell.profile}/{cell.packed.name}/ids.csv', 'ids_sha256': packed.card['split_sha256'],
             **{s: len(i) for s, i in at.items()}, 'val_sha256': hashlib.sha256(named.encode()).hexdigest()}
 
 # %% ../nbs/60_runs.ipynb #443ac8c1
