@@ -22,6 +22,7 @@ def optimizer(
     "The recipe's optimiser; SGD has momentum 0.9."
     kinds = {'adam': (torch.optim.Adam, {}), 'adamw': (torch.optim.AdamW, {}), 'sgd': (torch.optim.SGD, {'momentum': 0.9})}
     kind, extra = kinds[recipe.optimizer]
+    fused = fused and all(p.is_floating_point() for p in model.parameters())    # complex ones have no such kernel
     groups = [{'params': [p for p in model.parameters() if p.requires_grad]}]
     if decay == 'weights':
         from timm.optim import param_groups_weight_decay

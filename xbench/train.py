@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PRECISIONS', 'FORMAT', 'seed_all', 'random_state', 'set_random_state', 'fabric', 'pixels_first', 'Run', 'train_step',
-           'predict', 'recalibrate', 'end_epoch', 'judge', 'signals', 'halve', 'Fitted', 'fit', 'at_first']
+           'predict', 'recalibrate', 'end_epoch', 'judge', 'signals', 'halve', 'Fitted', 'fit', 'at_first', 'untied']
 
 # %% ../nbs/51_train.ipynb #51fb285a
 import logging
@@ -384,6 +384,10 @@ def _finite(job, run, file):
     raise InputError(f'{run}: the loss is {job.sums[0].item()} in epoch {epoch}; lower its lr or clip its gradients in params.yaml. '
                      + (f'The last good checkpoint is {good}' if good else 'No checkpoint was written yet'))
 
+def untied(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    "A state in which no two tensors share memory, as safetensors wants it."
+    return {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in state.items()}
+
 def _said(run, job, file):
     epoch, step = divmod(job.step - 1, job.steps)
     where = f'{run}: interrupted after step {step + 1} of {job.steps} in epoch {epoch + 1} of {job.recipe.epochs}'
@@ -403,7 +407,7 @@ def _finish(job, data, at, augment, judged, work):
     if best and r.recalibrate: recalibrate(job.tested, data.images, at['train'], augment)
     prob = predict(job.tested, data.images, at[judged], augment, fab=job.fab)
     if work:
-        content = save({k: v.contiguous().cpu() for k, v in job.tested.state_dict().items()})
+        content = save(untied(job.tested.state_dict()))
         at_first(job.fab, lambda: _write(work/'weights.safetensors', content))
     top1, epoch = (job.best, job.best_epoch) if best else (job.history[-1]['val_top1'], len(job.history))
     return Fitted(job.history, prob, top1, epoch, job.passes)
