@@ -20,7 +20,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pandas as pd
-import yaml
 
 from . import __version__
 from .errors import InputError, Interrupted, one_line_errors, unknown
@@ -54,8 +53,8 @@ def changes(pairs: list[str]) -> dict:
     "Settings given as `key=value`, values as in YAML. Raises `InputError` for anything else."
     wrong = [p for p in pairs if '=' not in p]
     if wrong: raise InputError(f'--set {wrong[0]}: write it as key=value, e.g. --set lr=0.01')
-    try: return {k: yaml.safe_load(v) for k, v in (p.split('=', 1) for p in pairs)}
-    except yaml.YAMLError as e: raise InputError(f'--set: not a value ({" ".join(str(e).split())})') from None
+    from xbench.settings import read_yaml
+    return {k: read_yaml(v, f'--set {k}={v}') for k, v in (p.split('=', 1) for p in pairs)}
 
 def _cell(a):
     from xbench.settings import load, resolve
