@@ -188,10 +188,10 @@ def test_packing_stopped_anywhere_ends_the_same(stop, workers):
     with TemporaryDirectory() as d:
         root, real, seen = folder(f'{d}/x', n=20), pack.decode, []
 
-        def stops(content, name):
+        def stops(content, name, *rest):
             if len(seen) >= stop: raise KeyboardInterrupt
             seen.append(name)
-            return real(content, name)
+            return real(content, name, *rest)
         with patch.object(pack, 'decode', stops), pytest.raises(KeyboardInterrupt):
             pack.pack(root, f'{d}/p', 8, workers=workers, progress=False)
         assert not Path(d, 'p').exists()
@@ -296,7 +296,7 @@ def test_what_is_no_plain_file(kind, tmp_path):
 
 @pytest.mark.parametrize('arrays, words', [
     ({}, 'no train_images'), ({'train_images': np.zeros((4, 8, 8), np.uint8)}, 'train_labels'),
-    ({'train_images': np.zeros((4, 8, 8), np.float32), 'train_labels': np.zeros(4, int)}, 'uint8'),
+    ({'train_images': np.zeros((4, 8, 8), complex), 'train_labels': np.zeros(4, int)}, 'uint8'),
     ({'train_images': np.zeros((4, 8, 8, 4), np.uint8), 'train_labels': np.zeros(4, int)}, 'N x H x W x 3'),
     ({'train_images': np.zeros((4, 8, 8), np.uint8), 'train_labels': np.zeros((4, 14), int)}, '14 labels an image'),
     ({'train_images': np.zeros((4, 8, 8), np.uint8), 'train_labels': np.arange(4) % 2}, 'no test split'),

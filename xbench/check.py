@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from . import paths
 from .errors import InputError
-from .sources import Source, decode, open_source
+from .sources import Source, open_source
 
 # %% ../nbs/48_check.ipynb #e710687e
 SIDE = 32    # of the grey pictures
@@ -45,7 +45,7 @@ def scan(
     of, rows, grey, bad = {i.name: i for i in source.items}, [], [], []
     def look(found):
         key, content = found
-        try: image = decode(content, key)
+        try: image = source.decode(content, key)
         except InputError as e: return key, str(e), None
         pixels = hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()[:16]
         return key, (*image.size, pixels), np.asarray(image.convert('L').resize((SIDE, SIDE), Image.Resampling.LANCZOS))
@@ -209,7 +209,7 @@ def contact(
     found = dict(source.read(set(shown.a) | set(shown.b)))
     sheet = Image.new('RGB', (max(1, len(shown))*side, 2*side), 'white')
     for k, (a, b) in enumerate(zip(shown.a, shown.b, strict=True)):
-        for row, name in enumerate((a, b)): sheet.paste(decode(found[name], name).resize((side, side)), (k*side, row*side))
+        for row, name in enumerate((a, b)): sheet.paste(source.decode(found[name], name).resize((side, side)), (k*side, row*side))
     return sheet
 
 def check(

@@ -27,7 +27,7 @@ from tqdm import tqdm
 from . import __version__, paths
 from .cards import card
 from .errors import InputError
-from .sources import safe_name
+from .files import members
 
 pooch.get_logger().setLevel('ERROR')
 
@@ -122,15 +122,8 @@ def unpack(
 
 def _contents(archive):
     "Name and stream of each file, in the archive's order."
-    if archive.suffix == '.zip':
-        with zipfile.ZipFile(archive) as z:
-            for m in z.infolist():
-                link = (m.external_attr >> 16) & 0o170000 == 0o120000
-                if not m.is_dir(): yield safe_name(archive, m.filename, not link), z.open(m)
-    else:
-        with tarfile.open(archive, 'r|*') as tar:
-            for m in tar:
-                if not m.isdir(): yield safe_name(archive, m.name, m.isreg()), tar.extractfile(m)
+    for name, folder, opened in members(archive):
+        if not folder: yield name, opened()
 
 # %% ../nbs/41_fetch.ipynb #08596e04
 def fetch(

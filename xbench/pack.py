@@ -23,7 +23,8 @@ from tqdm import tqdm
 from . import paths
 from .cards import blank_card, card, cards
 from .errors import InputError
-from .sources import decode, images_of, open_source
+from .files import contents, decode
+from .sources import images_of, open_source
 from .splits import choose
 
 # %% ../nbs/44_pack.ipynb #d4286363
@@ -127,7 +128,7 @@ def _fill(file, state, source, items, size, fit, workers, slug, progress):
     head, row = os.fstat(file.fileno()).st_size - len(items)*size[0]*size[1]*3, size[0]*size[1]*3
     def work(chunk):
         for name, content in chunk:
-            try: image, k = decode(content, name), place[name]
+            try: image, k = decode(content, name, source.depth), place[name]
             except InputError as e: raise InputError(f'{source.path}: {e}') from None
             os.pwrite(file.fileno(), fitted(image, size, fit).tobytes(), head + k*row)
             state[k] = hashlib.sha256(content).hexdigest()[:HASH], image.size, 1
@@ -160,9 +161,10 @@ def _finish(part, source, items, state, size, fit):
     labels = np.array([number[i.label] for i in items], np.int64)
     np.save(part/'labels.npy', labels)
     with open(part/'ids.csv', 'w', newline='') as f:
-        rows = csv.writer(f, lineterminator='\n')
-        rows.writerow(['split', 'label', 'name', 'group', 'sha256'])
-        rows.writerows([i.split, i.label, i.name, i.group, h.decode()] for i, h in zip(items, state['hash']))
+        plain, quoted = csv.writer(f, lineterminator='\n'), csv.writer(f, lineterminator='\n', quoting=csv.QUOTE_ALL)
+        plain.writerow(['split', 'label', 'name', 'group', 'sha256'])
+        for i, h in zip(items, state['hash']):    # Python before 3.11.9 does not quote a carriage return by itself
+            (quoted if '\r' in i.label + i.name + i.group else plain).writerow([i.split, i.label, i.name, i.group, h.decode()])
     train = np.array([i.split == 'train' for i in items])
     seen = np.zeros((3, 256), np.int64)
     row = size[0]*size[1]*3
@@ -193,7 +195,7 @@ def prepare(
 ) -> Path:  # the packed dataset's folder
     "Pack the images of a cell unless they are packed as its settings ask. Raises `InputError` for a bad source."
     folder, source = cell.packed, paths.source(cell.path)
-    asked = {'path': cell.path, 'split': cell.split, **cell.images.model_dump(), 'files': _listing(source)}
+    asked = {'path': cell.path, 'split': cell.split, **cell.images.model_dump(), 'files': contents(images_of(source))}
     try: done = json.loads((folder/'asked.json').read_text()) == asked and not force
     except (OSError, ValueError): done = False
     if not done:
@@ -201,9 +203,3 @@ def prepare(
         pack(source, folder, i.size, cell.dataset, i.train, i.test, i.fit, cell.split, progress=progress)
         with paths.whole(folder/'asked.json') as part: part.write_text(json.dumps(asked) + '\n')
     return folder
-
-def _listing(source):
-    "What tells that files were added, removed or replaced: names and sizes."
-    source = images_of(source)
-    files = [source] if source.is_file() else sorted(f for f in source.rglob('*') if f.is_file())
-    return hashlib.sha256(repr([(f.relative_to(source).as_posix(), f.stat().st_size) for f in files]).encode()).hexdigest()[:HASH]
