@@ -60,16 +60,25 @@ def _cell(a):
     from xbench.settings import load, resolve
     return resolve(load(), a.profile, a.backbone, a.dataset, a.seed, a.recipe, changes(a.set))
 
+def _understood(cell):
+    "Say what images of one's own were taken for."
+    if os.environ.get('RANK', '0') != '0': return
+    from xbench import paths
+    from xbench.sources import open_source
+    for line in open_source(paths.source(cell.path), cell.dataset, cell.split).remarks(): print(f'xbench: {line}', file=sys.stderr)
+
 def train(a: argparse.Namespace) -> pd.DataFrame:
     "Train one cell, as the pipeline does, and give its row; or say what it would take."
     cell = _cell(a)
     from xbench import runs  # torch from here on
+    from xbench.settings import load
     if a.dry_run:
         from xbench.plan import estimate
         return pd.DataFrame([estimate(cell)])
     if a.devices*a.nodes > 1 and 'TORCHELASTIC_RUN_ID' not in os.environ:
         runs.check(cell)
         sys.exit(launch(a.devices, a.nodes, a.node_rank, a.master))
+    if cell.dataset not in load().profiles[a.profile].datasets: _understood(cell)
     result = runs.execute(cell, a.out, True, a.devices, a.nodes, a.again)
     if 'finished' in result: print(f"xbench: this run was finished on {result['finished']}; --again trains it anew", file=sys.stderr)
     wanted = ('run_id', 'n', 'top1', 'top1_low', 'top1_high', 'top5', 'macro_f1', 'ece', 'chance', 'majority')
