@@ -23,7 +23,7 @@ from tqdm import tqdm
 from . import paths
 from .cards import blank_card, card, cards
 from .errors import InputError
-from .sources import decode, images_of, open_source
+from .sources import decode, groups_file, images_of, open_source
 from .splits import choose
 
 # %% ../nbs/44_pack.ipynb #d4286363
@@ -194,6 +194,7 @@ def prepare(
     "Pack the images of a cell unless they are packed as its settings ask. Raises `InputError` for a bad source."
     folder, source = paths.packed(cell.profile, cell.dataset), paths.source(cell.path)
     asked = {'path': cell.path, 'split': cell.split, **cell.images.model_dump(), 'files': _listing(source)}
+    if table := groups_file(source, cell.dataset): asked['groups'] = checksum(table)
     try: done = json.loads((folder/'asked.json').read_text()) == asked and not force
     except (OSError, ValueError): done = False
     if not done:
