@@ -77,11 +77,13 @@ def read_groups(
     "A table of groups. Raises `InputError` that names file, line and fix."
     try:
         with open(file, newline='', encoding='utf-8-sig') as f: rows = list(csv.DictReader(f))
-    except (OSError, UnicodeDecodeError, csv.Error) as e: raise InputError(f'{file}: cannot be read ({e}); write a CSV of file and group') from None
+    except (OSError, UnicodeDecodeError, csv.Error) as e:
+        raise InputError(f'{file}: cannot be read ({e}); write a CSV of file and group') from None
     known = {}
     for n, r in enumerate(rows, 2):
         name, group = r.get('file'), r.get('group')
-        if not name or group is None: raise InputError(f'{file}: line {n} lacks a file or a group; the first line names the columns: file,group')
+        if not name or group is None:
+            raise InputError(f'{file}: line {n} lacks a file or a group; the first line names the columns: file,group')
         if known.setdefault(name, group) != group:
             raise InputError(f'{file}: line {n} puts {name} into {group!r}, one above into {known[name]!r}; leave one out')
     return known

@@ -72,7 +72,8 @@ FORMS = {'log_prob': 2, 'top_log_prob': 5, 'prob': 2, 'top_prob': 5}  # what tel
 
 def _check(ids, true, log_prob):
     if log_prob.ndim != 2 or not ids.shape == true.shape == log_prob.shape[:1]:
-        raise InputError(f'predictions: shapes differ, ids {ids.shape}, true {true.shape}, log_prob {log_prob.shape}; give N, N and N x classes')
+        raise InputError(f'predictions: shapes differ, ids {ids.shape}, true {true.shape}, log_prob {log_prob.shape}; '
+                         'give N, N and N x classes')
     if not log_prob.size: raise InputError('predictions: no image to judge; give the test split an image')
     with np.errstate(over='ignore', invalid='ignore'): total = np.exp(log_prob.astype(np.float64)).sum(1)
     _refuse(true, log_prob.shape[1], ((np.isnan(log_prob) | (log_prob == np.inf)).any(1), log_prob.max(1) > 1e-4, np.abs(total - 1) > .01))
@@ -99,7 +100,8 @@ def check(
     if wrong := [k for k, s in shapes.items() if k in needed | kept.keys() and (k not in kept or kept[k].shape != s)]:
         raise InputError(f'predictions: shapes differ, see {wrong[0]}')
     if not n: raise InputError('predictions: no image to judge; give the test split an image')
-    if top and not 0 <= kept['top'].min() <= kept['top'].max() < classes: raise InputError(f'predictions: a class outside 0 to {classes - 1}')
+    if top and not 0 <= kept['top'].min() <= kept['top'].max() < classes:
+        raise InputError(f'predictions: a class outside 0 to {classes - 1}')
     values = np.concatenate([kept[k].reshape(n, -1) for k in {form, own}], 1).astype(np.float64)
     beyond = values > 1e-4 if 'log' in form else (values < 0) | (values > 1.0001)
     _refuse(kept['true'], classes, ((~np.isfinite(values)).any(1), beyond.any(1)))

@@ -114,6 +114,7 @@ def carve(
         shared = set(groups[val]) - {''}
         val = np.union1d(val, [i for i in at['train'] if groups[i] in shared]).astype(int)
         val = _given_back(labels, at['train'], val, groups)
+        if not len(val): val = _spare(labels, rng.permutation(at['train']), groups)
     if not len(val): raise _nothing_left(labels[at['train']], classes)
     return {'train': np.setdiff1d(at['train'], val), 'val': np.sort(val), 'test': at['test']}
 
@@ -135,6 +136,13 @@ def _given_back(labels, train, val, groups):
         units = [val[groups[val] == groups[i]] if groups[i] else np.array([i]) for i in own]
         val = np.setdiff1d(val, min(units, key=len))
     return val
+
+def _spare(labels, train, groups):
+    "The first group without which every class still has an image."
+    for i in train:
+        unit = train[groups[train] == groups[i]] if groups[i] else np.array([i])
+        if set(labels[np.setdiff1d(train, unit)]) == set(labels[train]): return unit
+    return np.array([], int)
 
 def _nothing_left(train, classes):
     c, n = (v[0] for v in np.unique(train, return_counts=True))
