@@ -21,7 +21,7 @@ MODULES = sorted(m.name for m in pkgutil.walk_packages(xbench.__path__, 'xbench.
 LINES = [['errors', 'paths', 'warm'], ['cells', 'stats', 'xscore'], ['settings', 'published'],
          ['backbones', 'elements', 'cost', 'latency', 'export'],
          ['cards', 'splits', 'sources', 'fetch', 'pack', 'data', 'augment', 'corrupt', 'check', 'datasets'],
-         ['recipes', 'checkpoint', 'train', 'evaluate'],
+         ['recipes', 'checkpoint', 'train', 'evaluate', 'reliability'],
          ['baseline', 'runs', 'plan', 'results', 'figures', 'score', 'audit', 'records', 'own', 'recommend'], ['pipeline', 'cli']]
 LEVEL = {name: i for i, line in enumerate(LINES) for name in line}
 

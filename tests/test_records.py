@@ -109,9 +109,9 @@ def test_a_record_that_was_edited_is_refused(copy, name, changes, words):
     ({'ids': lambda v: v[::-1]}, 'are not the test images of packed/demo/digits/ids.csv: another order'),
     ({'ids': lambda v: np.char.add(v, 'x')}, 'csv: 48 are missing, 48 are unknown'),
     ({'true': lambda v: v[::-1]}, 'its true classes are not those of the images'),
-    ({'prob': lambda v: np.full_like(v, .1)}, 'metrics.json: ece is'),
-    ({'prob': lambda v: v*np.nan}, '48 of 48 images have a prediction that is not finite'),
-    ({'prob': lambda v: v[:-1]}, 'shapes differ'),
+    ({'log_prob': lambda v: np.full_like(v, np.log(.1))}, 'metrics.json: ece is'),
+    ({'log_prob': lambda v: v*np.nan}, '48 of 48 images have a prediction that is not finite'),
+    ({'log_prob': lambda v: v[:-1]}, 'shapes differ'),
 ])
 def test_predictions_of_other_images_or_no_use_are_refused(copy, changes, word):
     repack(copy, **changes)
@@ -185,7 +185,7 @@ def test_a_run_of_another_machine_is_taken_and_nothing_trains_again(clone, sent,
 
 
 def test_what_is_here_is_not_replaced_by_other_results(clone, copy):
-    repack(copy, prob=lambda v: v[:, ::-1])
+    repack(copy, log_prob=lambda v: v[:, ::-1])
     kept = records.recomputed(records.read(records.Record(copy, CELL)))
     edit(copy, 'metrics.json', **kept)
     with pytest.raises(InputError) as e: records.import_runs(copy, 'demo')

@@ -34,6 +34,6 @@ def linear(
         warnings.simplefilter('ignore', ConvergenceWarning)
         fitted = {c: make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=100)).fit(x['train'], y['train']) for c in grid}
     best = max(grid, key=lambda c: fitted[c].score(x['val'], y['val']))
-    prob = np.zeros((len(at['test']), len(data.card['classes'])))
-    prob[:, fitted[best].classes_] = fitted[best].predict_proba(x['test'])
-    return metrics(predictions(np.arange(len(prob)), y['test'], prob)) | {'C': best}
+    log_prob = np.full((len(at['test']), len(data.card['classes'])), -np.inf)
+    log_prob[:, fitted[best].classes_] = fitted[best].predict_log_proba(x['test'])
+    return metrics(predictions(np.arange(len(log_prob)), y['test'], log_prob)) | {'C': best}

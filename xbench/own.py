@@ -34,7 +34,6 @@ from torch.nn.parameter import is_lazy
 from . import cost, latency, paths, published, results, runs, settings
 from .augment import sides
 from .backbones import core
-from .cards import photographs
 from .cells import Cell, height_width
 from .errors import InputError, unknown
 from .pack import prepare
@@ -402,9 +401,9 @@ def score(
         lam, found, cards = known.profiles[profile].lam if lam is None else lam, {}, {}
         for c in cells: cards[c.dataset] = json.loads((prepare(c, progress=progress)/'card.json').read_text())
         for c in cells: found.setdefault(c.dataset, []).append(runs.execute(c, progress=progress))
-        judged = {d: [_judged(r, own.slug) for r in made] for d, made in found.items()}
-        rows = placed({d: np.array([right for _, right in j]) for d, j in judged.items()}, profile, lam,
-                      group={d: photographs(d, j[0][0]) for d, j in judged.items()})
+        judged = {d: [_judged(r, own.slug, d, profile) for r in made] for d, made in found.items()}
+        rows = placed({d: np.array([right for _, right, _ in j]) for d, j in judged.items()}, profile, lam,
+                      group={d: j[0][2] for d, j in judged.items()})
         rows += costs(own, [len(card['classes']) for card in cards.values()], shape)
     table = pd.DataFrame(rows, columns=['measure', 'value', 'low', 'high', 'remark'], dtype=object)
     others = strangers(known, profile, {d: card['hash'] for d, card in cards.items()})
@@ -417,7 +416,8 @@ def score(
     if others: print(f'xbench: on {", ".join(others)} the pool had other settings or images; places say little there', file=sys.stderr)
     return table, folder
 
-def _judged(run, slug): return results.named_rightly(next(run['out'].glob(f'cells/{slug}-*/predictions.npz')))
+def _judged(run, slug, dataset, profile):
+    return results.named_rightly(next(run['out'].glob(f'cells/{slug}-*/predictions.npz')), dataset, profile)
 
 # %% ../nbs/68_own.ipynb #132c6fa5
 if announced := os.environ.get('XBENCH_OWN'): load(*json.loads(announced))    # in a process that times or exports it

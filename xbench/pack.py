@@ -24,7 +24,7 @@ from . import paths
 from .cards import blank_card, card, cards
 from .errors import InputError
 from .files import contents, decode
-from .sources import images_of, open_source
+from .sources import groups_file, images_of, open_source
 from .splits import choose
 
 # %% ../nbs/44_pack.ipynb #d4286363
@@ -196,6 +196,7 @@ def prepare(
     "Pack the images of a cell unless they are packed as its settings ask. Raises `InputError` for a bad source."
     folder, source = cell.packed, paths.source(cell.path)
     asked = {'path': cell.path, 'split': cell.split, **cell.images.model_dump(), 'files': contents(images_of(source))}
+    if table := groups_file(source, cell.dataset): asked['groups'] = checksum(table)
     try: done = json.loads((folder/'asked.json').read_text()) == asked and not force
     except (OSError, ValueError): done = False
     if not done:

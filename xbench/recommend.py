@@ -311,7 +311,7 @@ def planned(
     cells = _cells(w, settings, names, px, train)
     first = next(iter(cells.values()))
     images = packed(first, source, progress)
-    n = {s: len(i) for s, i in carve(images.labels, images.split, first.recipe.val, w.seed, images.group).items()}
+    n = {s: len(i) for s, i in carve(images.labels, images.split, first.recipe.val, w.seed, images.group, source.classes).items()}
     say(f"{n['train']} images to learn from, {n['val']} to validate, {n['test']} to test, {classes} classes, {px} px")
     if k := copies(first): say(f"{k} of {n['test']} test images are copies of training images; `xbench data check {w.path}` finds them")
     rows = []
@@ -359,10 +359,11 @@ def answer(
     right: np.ndarray,  # bool, backbones x test images: which each names rightly
     bar: float,  # top-1 of the linear classifier
     name: str = '',  # of the dataset
+    group: np.ndarray | None = None,  # test images: what each shares with others, drawn as a whole
 ) -> pd.DataFrame:  # with top1, its 95 % interval, first and last place, front; the most accurate first, the linear classifier last
     "The table."
-    top1, drawn = 100*right.mean(1), resample(right[:, None], 2000, name=name)
-    (low, high), n = interval(drawn), right.shape[1]
+    top1, drawn = 100*right.mean(1), resample(right[:, None], 2000, name=name, group=group)
+    (low, high), n = interval(drawn), right.shape[1] if group is None else len(np.unique(group))
     low, high = np.where(right.all(1), 100*.025**(1/n), low), np.where(right.any(1), high, 100 - 100*.025**(1/n))
     place = places(top1, drawn).astype('Int64')
     yes = np.where(front(top1, rows.ms), 'yes', 'no')
@@ -425,8 +426,8 @@ def recommend(
     paths.writable(folder)
     p = _plan(folder/'plan.json', w, source, lambda: planned(w, settings, names, source, say, progress))
     say(_said(p, words))
-    rows, right = zip(*(_tried(w, settings, p, b, folder, progress) for b in p['taken']))
-    table = answer(pd.DataFrame(rows), np.array(right), p['linear'], slug)
+    rows, right, group = zip(*(_tried(w, settings, p, b, folder, progress) for b in p['taken']))
+    table = answer(pd.DataFrame(rows), np.array(right), p['linear'], slug, group[0])
     table = table.assign(px=p['px'], engine=w.engine, epochs=p['epochs'], tests=len(right[0]))
     with paths.whole(folder/'recommend.csv') as part: table.to_csv(part, index=False, lineterminator='\n')
     draw(table, folder, f"in {w.engine} at {p['px']} px", milliseconds(w.latency))
@@ -468,10 +469,10 @@ def _said(p, words):
             + f"; too slow: {', '.join(slow)}"*bool(slow) + f"; no time for {', '.join(p['left'])}"*bool(p['left']))
 
 def _tried(w, settings, p, backbone, folder, progress):
-    "A row of the table, and which test images were named rightly."
+    "A row of the table, which test images were named rightly, and what those share."
     cell = cell_of(settings, w, backbone, p['px'], p['epochs'], p['train'])
     done, name = runs.execute(cell, folder, progress), paths.cell_name(backbone, cell.dataset, w.seed)
-    right = results.named_rightly(folder/'cells'/name/'predictions.npz')[1]
+    _, right, group = results.named_rightly(folder/'cells'/name/'predictions.npz', cell.dataset, cell.profile)
     seconds = json.loads((folder/'runs'/name/'run.json').read_text())['seconds']
     row = next(r for r in p['rows'] if r['backbone'] == backbone)
-    return row | {'minutes': seconds/60, 'run_id': done['run_id']}, right
+    return row | {'minutes': seconds/60, 'run_id': done['run_id']}, right, group

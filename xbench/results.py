@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['TIDY', 'TIDY_COST', 'ESCAPES', 'tidy_runs', 'tidy_curves', 'tidy_baseline', 'tidy_cost', 'tidy_datasets',
            'tidy_forms', 'tidy_anatomy', 'tidy_latency', 'collect', 'read', 'accuracy', 'parts', 'of_one_source',
-           'seeds', 'named_rightly', 'right', 'resampled', 'drawn', 'deployed', 'beside', 'half_unit', 'save_table']
+           'seeds', 'with_groups', 'named_rightly', 'right', 'resampled', 'drawn', 'deployed', 'beside', 'half_unit',
+           'save_table']
 
 # %% ../nbs/61_results.ipynb #744c1f7d
 import json
@@ -15,9 +16,9 @@ import numpy as np
 import pandas as pd
 
 from . import paths
-from .cards import card, photographs
+from .cards import card, groups
 from .errors import InputError, unknown
-from .evaluate import ranked
+from .evaluate import numbered, ranked
 from .published import cells
 from .settings import Settings
 from .stats import resample
@@ -180,29 +181,40 @@ def seeds(
     return table.assign(chosen=ranked.groupby(by).value.last()).reset_index()
 
 # %% ../nbs/61_results.ipynb #f788595a
+def with_groups(
+    kept: dict,  # from `evaluate.predictions`, or of an older record
+    dataset: str,
+    profile: str | None = None,  # whose list of images may know
+) -> dict:
+    "Predictions with what their images share, which older records do not say, as far as it is known here."
+    found = None if 'group' in kept else groups(dataset, kept['ids'], profile)
+    return kept if found is None else kept | {'group': numbered(found)}
+
 def named_rightly(
     file: str | Path,  # predictions.npz
-) -> tuple[np.ndarray, np.ndarray]:  # ids of the test images; bool: is the most probable class the true one
+    dataset: str,
+    profile: str | None = None,  # whose list of images may know of groups
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:  # ids of the test images; bool: is the most probable class the true one; group
     "Which images a run names rightly. Raises `InputError` if its predictions are not there."
-    kept = _read(Path(file), 'a run', lambda p: dict(np.load(p)))
-    return kept['ids'], ranked(kept)[:, 0] == kept['true']
+    kept = with_groups(_read(Path(file), 'a run', lambda p: dict(np.load(p))), dataset, profile)
+    return kept['ids'], ranked(kept)[:, 0] == kept['true'], kept.get('group')
 
 def right(
     settings: Settings,
     profile: str,
     dataset: str,
-) -> tuple[np.ndarray, np.ndarray]:  # ids of the test images; bool, backbones x seeds x test images
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:  # ids of the test images; bool, backbones x seeds x test images; group
     "Which images each run of a dataset names rightly. Raises `InputError` for runs that were judged on other images than the first."
-    p, ids = settings.profiles[profile], None
+    p, ids, group = settings.profiles[profile], None, None
     def one(b, s):
-        nonlocal ids
+        nonlocal ids, group
         file = paths.results(profile)/'cells'/paths.cell_name(b, dataset, s)/'predictions.npz'
-        own, right = named_rightly(file)
-        ids = own if ids is None else ids
+        own, right, shared = named_rightly(file, dataset, profile)
+        if ids is None: ids, group = own, shared
         if not np.array_equal(ids, own): raise InputError(f'{file}: other test images than the first run of {dataset} saw')
         return right
     found = np.array([[one(b, s) for s in p.seeds] for b in p.backbones])
-    return ids, found
+    return ids, found, group
 
 def resampled(
     settings: Settings,
@@ -212,8 +224,8 @@ def resampled(
     "The profile's table of accuracies with images and seeds drawn anew."
     p = settings.profiles[profile]
     def one(dataset):
-        ids, found = right(settings, profile, dataset)
-        return resample(found, draws, name=dataset, group=photographs(dataset, ids))
+        _, found, group = right(settings, profile, dataset)
+        return resample(found, draws, name=dataset, group=group)
     top1 = np.stack([one(d) for d in p.datasets], 2)
     return {'top1': top1.astype(np.float32), 'backbones': np.array(p.backbones), 'datasets': np.array(list(p.datasets))}
 

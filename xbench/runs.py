@@ -30,7 +30,7 @@ from .augment import Augment, sides
 from .backbones import core
 from .cells import Cell, candidates, height_width, read
 from .errors import InputError, one_line_errors
-from .evaluate import intervals, metrics, predictions
+from .evaluate import groups, intervals, metrics, predictions, save
 from .pack import prepare
 from .splits import carve, thinned
 from .train import at_first, fabric, fit, predict, seed_all
@@ -146,9 +146,10 @@ def execute(
         fitted = fit(network(chosen, classes), packed, chosen.recipe, cell.seed, work, run, progress, settings=_settings(chosen, packed),
                      teacher=teacher(chosen, classes), fab=fab, every=every, log=log)
     test, r = np.flatnonzero(packed.split == 'test'), chosen.recipe
-    kept = predictions(packed.name[test], packed.labels[test], fitted.prob)
+    kept = predictions(packed.name[test], packed.labels[test], fitted.log_prob, packed.group[test])
     low, high = intervals(kept)['top1']
-    found = {'run_id': run, **metrics(kept), 'top1_low': low, 'top1_high': high, 'val_top1': fitted.val_top1, 'device': fab.device.type,
+    found = {'run_id': run, **metrics(kept), 'top1_low': low, 'top1_high': high, 'groups': groups(kept),
+             'val_top1': fitted.val_top1, 'device': fab.device.type,
              'devices': fab.world_size, 'size': cell.images.size, 'train_images': packed.card['counts']['train'], 'fraction': r.fraction,
              'epochs': len(fitted.history), 'tested_epoch': fitted.epoch, 'batch': r.batch, 'passes': fitted.passes, 'lr': r.lr,
              'optimizer': r.optimizer, 'precision': r.precision, 'recipe': cell.recipe_name}
@@ -210,7 +211,7 @@ def _write(out, cell, run, history, tried, kept, found, packed, seconds):
                 table = csv.DictWriter(f, list(rows[0]), lineterminator='\n')
                 table.writeheader()
                 table.writerows(rows)
-        with paths.whole(cells/'predictions.npz') as part, open(part, 'wb') as f: np.savez_compressed(f, **kept)
+        with paths.whole(cells/'predictions.npz') as part: save(part, kept)
         made = {'run_id': run, 'cell': {**vars(cell), 'recipe': cell.recipe.model_dump(), 'images': cell.images.model_dump()},
                 'data': {k: packed.card[k] for k in ('name', 'hash', 'sha256', 'counts')} | _split(packed, cell),
                 **environment(), 'seconds': round(seconds, 1)}

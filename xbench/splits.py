@@ -40,7 +40,9 @@ def assign(
     units = defaultdict(list)
     for i in items: units[unit_of[i.name]].append(i.label)
     strata = defaultdict(list)
-    for unit, labels in units.items(): strata[Counter(labels).most_common(1)[0][0]].append(unit)
+    for unit, labels in units.items():
+        n = Counter(labels)
+        strata[min(n, key=lambda c: (-n[c], c))].append(unit)
     split = {}
     for label in sorted(strata):
         order = by_hash(strata[label], seed)
@@ -96,8 +98,9 @@ def carve(
     share: float,  # of train, for a validation split where the source has none
     seed: int,
     groups: np.ndarray | None = None,  # of str, N: what images share; empty or not given: nothing
+    classes: list[str] | None = None,  # names, for the message; numbers when not given
 ) -> dict[str, np.ndarray]:  # train, val, test: indices of images
-    "Indices of the three splits; every class keeps at least one training image."
+    "Indices of the three splits; every class keeps a training image. Raises `InputError` if nothing can be carved."
     at = {s: np.flatnonzero(split == s) for s in ('train', 'val', 'test')}
     if len(at['val']): return at
     rng, val = np.random.default_rng(seed), []
@@ -110,8 +113,12 @@ def carve(
     if groups is not None:    # a group of two classes goes to one side
         shared = set(groups[val]) - {''}
         val = np.union1d(val, [i for i in at['train'] if groups[i] in shared]).astype(int)
+        val = _given_back(labels, at['train'], val, groups)
+        if not len(val): val = _spare(labels, rng.permutation(at['train']), groups)
+    if not len(val): raise _nothing_left(labels[at['train']], classes)
     return {'train': np.setdiff1d(at['train'], val), 'val': np.sort(val), 'test': at['test']}
 
+# %% ../nbs/42_splits.ipynb #3f1c9a52
 def _whole_groups(own, groups, room):
     units = {}
     for i in own: units.setdefault(groups[i] or int(i), []).append(i)
@@ -121,6 +128,30 @@ def _whole_groups(own, groups, room):
         kept += unit
     return np.array(kept, int)
 
+def _given_back(labels, train, val, groups):
+    "Validation images without the smallest group of each class that would be left without a training image."
+    for c in np.unique(labels[train]):
+        own = val[labels[val] == c]
+        if len(own) < (labels[train] == c).sum(): continue
+        units = [val[groups[val] == groups[i]] if groups[i] else np.array([i]) for i in own]
+        val = np.setdiff1d(val, min(units, key=len))
+    return val
+
+def _spare(labels, train, groups):
+    "The first group without which every class still has an image."
+    for i in train:
+        unit = train[groups[train] == groups[i]] if groups[i] else np.array([i])
+        if set(labels[np.setdiff1d(train, unit)]) == set(labels[train]): return unit
+    return np.array([], int)
+
+def _nothing_left(train, classes):
+    c, n = (v[0] for v in np.unique(train, return_counts=True))
+    name = repr(classes[c]) if classes else c
+    said = 'has 1 training image' if n == 1 else f'has {n} training images of one group'
+    return InputError(f'class {name} {said}, and no other class has more to give: a validation split would empty it; '
+                      'add images of other groups, or a validation split of your own')
+
+# %% ../nbs/42_splits.ipynb #b81e40c7
 def choose(
     items: list[Item],
     train: int | None = None,  # training images to keep; all when not given

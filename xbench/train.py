@@ -189,17 +189,17 @@ def predict(
     batch: int = 256,
     fab: Fabric | None = None,  # devices that share the work, in their precision
 ) -> np.ndarray:  # float32, len(at) x classes
-    "Class probabilities, in the order of `at`."
+    "Logarithms of class probabilities, in the order of `at`; a probability itself would be 0 from 1e-45 on."
     model.eval()
     device, n = next(model.parameters()).device, fab.world_size if fab else 1
     own = at if n == 1 else np.resize(at, -(-len(at)//n)*n)[fab.global_rank::n]
     with fab.autocast() if fab else nullcontext():
-        parts = [model(augment.eval(images[own[k:k + batch]]).to(device)).float().softmax(1) for k in range(0, len(own), batch)]
-    prob = torch.cat(parts)
+        parts = [model(augment.eval(images[own[k:k + batch]]).to(device)).float().log_softmax(1) for k in range(0, len(own), batch)]
+    log_prob = torch.cat(parts)
     if n > 1:
-        torch.distributed.all_gather(every := [torch.empty_like(prob) for _ in range(n)], prob)
-        prob = torch.stack(every, 1).reshape(-1, prob.shape[1])[:len(at)]
-    return prob.cpu().numpy()
+        torch.distributed.all_gather(every := [torch.empty_like(log_prob) for _ in range(n)], log_prob)
+        log_prob = torch.stack(every, 1).reshape(-1, log_prob.shape[1])[:len(at)]
+    return log_prob.cpu().numpy()
 
 # %% ../nbs/51_train.ipynb #28a68216
 @torch.no_grad()
@@ -234,11 +234,11 @@ def end_epoch(run: Run, data: Packed, at: dict[str, np.ndarray], augment: Augmen
         distribute_bn(run.net, fab.world_size, reduce=True)
         if run.ema: distribute_bn(run.tested, fab.world_size)    # the first device's, which is in the checkpoint
     if r.recalibrate and r.keep == 'last' and epoch == r.epochs: recalibrate(run.tested, data.images, at['train'], augment)
-    true, prob = data.labels[at['val']], predict(run.tested, data.images, at['val'], augment, fab=fab)
-    own = np.clip(prob[np.arange(len(true)), true], 1e-12, 1)
+    true, log_prob = data.labels[at['val']], predict(run.tested, data.images, at['val'], augment, fab=fab)
+    own = log_prob[np.arange(len(true)), true]
     run.history.append({'epoch': epoch, 'optimizer': (r.then if run.phase else r).optimizer, 'lr': round(run.opt.param_groups[0]['lr'], 8),
                         'train_loss': round(total/seen, 5), 'train_top1': round(100*right/seen, 4),
-                        'val_loss': round(float(-np.log(own).mean()), 5), 'val_top1': round(100*float((prob.argmax(1) == true).mean()), 4)})
+                        'val_loss': round(float(-own.mean()), 5), 'val_top1': round(100*float((log_prob.argmax(1) == true).mean()), 4)})
     judge(run, run.history[-1]['val_top1'])
     run.net.train()
 
@@ -288,7 +288,7 @@ def halve(run: Run, error: BaseException) -> None:
 class Fitted:
     "What training gives."
     history: list[dict]  # an entry an epoch
-    prob: np.ndarray | None  # probabilities in packed order, float32, N x classes; None if it was stopped before the end
+    log_prob: np.ndarray | None  # logarithms of probabilities in packed order, float32, N x classes; None if it was stopped before the end
     val_top1: float  # of the weights that are tested, percent
     epoch: int  # whose weights they are
     passes: int  # that a step was divided over, at the end
@@ -309,7 +309,7 @@ def fit(
     every: float = 60,  # seconds between checkpoints
     stop: int | None = None,  # step after which to stop, to be continued
     log: Callable[[dict], None] | None = None,  # called with each entry of the history, those of a checkpoint first
-    judged: str = 'test',  # split whose probabilities are given
+    judged: str = 'test',  # split whose predictions are given
 ) -> Fitted:
     """Train, going on from the folder's checkpoint if there is one. Raises `Interrupted` on a signal, once the batch is finished and
     saved, and `InputError` for a label outside the classes, a checkpoint of other settings or one that cannot be written, and a loss
@@ -317,7 +317,7 @@ def fit(
     fab, settings = fab or fabric(recipe), (settings or {}) | {'format': FORMAT}
     data.check()
     split = thinned(data.labels, data.split, recipe.fraction, data.name)
-    at = carve(data.labels, split, recipe.val, seed, data.group)
+    at = carve(data.labels, split, recipe.val, seed, data.group, data.card['classes'])
     augment = Augment(recipe, data.card['mean'], data.card['std'], len(data.card['classes']), len(data.labels), seed)
     whole_run = Batches(data.images, data.labels, at['train'], augment, recipe.batch)
     job = Run(model, recipe, fab, whole_run.steps, whole_run.batch, seed, teacher)
@@ -405,9 +405,9 @@ def _finish(job, data, at, augment, judged, work):
     r, best = job.recipe, job.recipe.keep == 'best'
     if best: job.tested.load_state_dict(job.kept)
     if best and r.recalibrate: recalibrate(job.tested, data.images, at['train'], augment)
-    prob = predict(job.tested, data.images, at[judged], augment, fab=job.fab)
+    log_prob = predict(job.tested, data.images, at[judged], augment, fab=job.fab)
     if work:
         content = save(untied(job.tested.state_dict()))
         at_first(job.fab, lambda: _write(work/'weights.safetensors', content))
     top1, epoch = (job.best, job.best_epoch) if best else (job.history[-1]['val_top1'], len(job.history))
-    return Fitted(job.history, prob, top1, epoch, job.passes)
+    return Fitted(job.history, log_prob, top1, epoch, job.passes)
