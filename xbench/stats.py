@@ -94,9 +94,9 @@ def decided(
 
 def witnesses(
     seeds: int,  # that the figures are means of
-) -> str:  # for a caption, before 'drawn anew'
+) -> str:  # for a caption
     "What an interval or a place knows of."
-    return 'test images and seeds' if seeds > 1 else 'test images alone, of one seed, which settles no order,'
+    return 'test images and seeds drawn anew' if seeds > 1 else 'test images alone drawn anew (one seed settles no order)'
 
 # %% ../nbs/05_stats.ipynb #a5dad936
 def permutation(
