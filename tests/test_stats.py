@@ -74,9 +74,10 @@ def test_all_of_a_family_hold_at_once_and_one_alone_is_a_plain_interval():
 
 @pytest.mark.parametrize('k, seeds', [(2, 2), (3, 3), (11, 3), (11, 5)])
 def test_with_seeds_alone_it_is_the_test_of_tukey(k, seeds):
-    """Test images that never change: one group. The least difference that is settled is known in closed form."""
+    """Test images that never change, seeds that scatter alike: the least difference that is settled is known in closed form."""
     rng, images = np.random.default_rng(k + seeds), 1000
-    right = np.arange(images) < rng.integers(400, 600, (k, seeds))[:, :, None]
+    means = rng.integers(400, 600, k)
+    right = np.arange(images) < (means[:, None] + np.linspace(-30, 30, seeds).astype(int))[:, :, None]
     top1, drawn = 100*right.mean(2), resample(right, 20000, group=np.zeros(images))
     settled = studentized_range.ppf(.95, k, k*(seeds - 1))*np.sqrt(top1.var(1, ddof=1).mean()/seeds)
     assert np.isclose(together(np.zeros((k, k)), drawn[:, :, None] - drawn[:, None])[1][0, 1], settled, rtol=.05)
@@ -100,6 +101,18 @@ def wrong(truth, seeds, images, logit, trials, draws=300, seed=0):
 def test_three_seeds_that_matter_much_settle_no_false_order(truth):
     """A seed effect of 0.4 in the logit, ten points at one half, whether backbones scatter alike or not."""
     assert wrong(np.array(truth), 3, 300, .4, 600) <= .06
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('spread', [[5]*5 + [10]*6, [5]*10 + [15], [2.5]*9 + [10]*2])
+def test_a_few_that_scatter_more_err_less_than_twice_as_often(spread):
+    """No image matters, seeds alone; which backbones they matter to three seeds can hardly show."""
+    rng, false, trials = np.random.default_rng(0), 0, 600
+    for seed in range(trials):
+        accuracy = np.clip(50 + rng.normal(0, 1, (11, 3))*np.array(spread)[:, None], 0, 100)
+        right = np.arange(200) < np.round(2*accuracy)[:, :, None]
+        false += above(100*right.mean((1, 2)), resample(right, 300, seed=seed, group=np.zeros(200))).any()
+    assert false/trials <= .1, false/trials
 
 
 @pytest.mark.slow

@@ -15,16 +15,13 @@ import pandas as pd
 
 # %% ../nbs/05_stats.ipynb #3c5e9a17
 def luck(
-    top1: np.ndarray,  # backbones x seeds, percent; two seeds at least
-    size: tuple[int, int],  # draws, backbones
+    variance: np.ndarray,  # backbones: of each mean over seeds, as estimated
+    freedom: int,  # degrees of freedom of the estimate
+    draws: int,
     rng: np.random.Generator,
-    seeds: int | None = None,  # that a mean is of; those of `top1` when not given
 ) -> np.ndarray:  # draws x backbones
-    "By how much other seeds would move a mean (Student's t, variance pooled over backbones)."
-    k, s = top1.shape
-    df = k*(s - 1)
-    between = top1.var(1, ddof=1).mean()*df/rng.chisquare(df, (size[0], 1))
-    return np.sqrt(between/(seeds or s))*rng.normal(size=size)
+    "By how much other seeds would move means (Student's t; the estimate is off by one factor for all of a draw)."
+    return rng.normal(size=(draws, len(variance)))*np.sqrt(variance*freedom/rng.chisquare(freedom, (draws, 1)))
 
 # %% ../nbs/05_stats.ipynb #f72bc15b
 def resample(
@@ -41,7 +38,9 @@ def resample(
     groups = which.max() + 1
     counts = rng.multinomial(groups, np.full(groups, 1/groups), draws).astype(np.float64)[:, which]
     drawn = 100*(counts @ right.mean(1).T)/counts.sum(1)[:, None]
-    if s > 1: drawn += luck(100*right.mean(2), drawn.shape, rng)
+    if s > 1:
+        own = (100*right.mean(2)).var(1, ddof=1)
+        drawn += luck(np.maximum(own.mean(), own)/s, k*(s - 1), draws, rng)
     return np.clip(drawn, 0, 100)
 
 # %% ../nbs/05_stats.ipynb #fd9b6f85
