@@ -378,7 +378,7 @@ def advice(table: pd.DataFrame) -> str:
     pick = tied.loc[tied.ms.idxmin()]
     said = f'take {pick.backbone}: {pick.top1:.1f} % ({pick.low:.1f} to {pick.high:.1f}), {pick.ms:.3g} ms; '
     if len(t) == 1: said += 'nothing else was tried'
-    elif len(tied) == 1: said += f'surely the most accurate of {len(t)}'
+    elif len(tied) == 1: said += f'the most accurate of {len(t)} by these test images alone'
     else: said += f"the fastest of {len(tied)} that these test images cannot tell apart ({', '.join(tied.backbone)})"
     said += f", {'each ' if len(t) > 1 else ''}trained once"
     return said + f'. It is not surely above a linear classifier ({line:.1f} %): more --minutes or images'*bool(pick.low <= line)
