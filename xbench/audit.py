@@ -31,7 +31,8 @@ MATCH, DIFFERS, UNTESTED = VERDICTS = ('match', 'differs', 'cannot be tested')
 BASES = {'count': 'counted in the networks', 'arithmetic': 'follows from other cells', 'repeat': 'printed twice',
          'source': 'stated by the source', 'whole': 'a whole number of images',
          'training': "needs the authors' training", 'device': 'needs their device', 'missing': 'not printed where we could look',
-         'unstated': 'what it refers to is not public', 'once': 'one figure with another cell, judged there', 'any': 'every figure would pass', 'words': 'a description'}
+         'unstated': 'what it refers to is not public',
+         'once': 'one figure with another cell, judged there', 'any': 'every figure would pass', 'words': 'a description'}
 
 class Check(NamedTuple):
     "What a cell should hold by other figures."
@@ -105,8 +106,8 @@ def slack(
 
 # %% ../nbs/66_audit.ipynb #90bfb97b
 SETS = {1: ('cifar10', 32), 2: ('cifar100', 32), 3: ('tiny_imagenet', 64)}   # table of memory_constrained: dataset, side of its images
-WRITTEN = {'convnext': {'LayerNorm2d': -5, 'AdaptiveAvgPool2d': -1},    # multiply-adds an element that the public code's operator counts more
-           'ghostnet': {'SqueezeExcite': 1}}
+# by how many multiply-adds an element the public code's operators count more than these modules of ours
+WRITTEN = {'convnext': {'LayerNorm2d': -5, 'AdaptiveAvgPool2d': -1}, 'ghostnet': {'SqueezeExcite': 1}}
 OTHERS = {'mobilenet_v3_small': 'mobilenet_v3_large', 'efficientnet_v2_s': 'efficientnet_b0'}   # what may have been counted instead
 
 def as_written(
@@ -236,7 +237,8 @@ def _costs(known, paper, n):
     ours = {'params_m': ('params_mean', 'all parameters of the network, mean over the classes of Table 2'),
             'flops_m': ('macs_224', "fvcore's multiply-adds of our build at 224 px")}
     for b, (column, (field, how)) in product(published.table(paper, n).index, ours.items()):
-        if b not in known.cost.index: yield Check(b, column, None, 'count', f'results/{known.profile}/cost.csv does not hold the backbone')
+        if b not in known.cost.index:
+            yield Check(b, column, None, 'count', f'results/{known.profile}/cost.csv does not hold the backbone')
         elif column == 'flops_m' and b in WRITTEN:
             how = "fvcore's multiply-adds at 224 px, of the operators in the public code"
             yield Check(b, column, known.count(b, 'macs_written', 10, 224)/1e6, 'count', how)
@@ -261,7 +263,8 @@ def _sizes(known, paper, n):
             continue
         yield Check(row, 'classes', c['classes'], 'source', 'classes of the source')
         if 'all' in had:
-            yield Check(row, 'train', had['all'] - table.at[row, 'test'], 'source', f"the source's {had['all']:,} images less the test part")
+            how = f"the source's {had['all']:,} images less the test part"
+            yield Check(row, 'train', had['all'] - table.at[row, 'test'], 'source', how)
             yield Check(row, 'test', None, 'once', 'the source has no split; with the training part it is one sum, judged there')
             continue
         for column, parts in _PARTS.items():

@@ -117,7 +117,7 @@ IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 MAGNITUDE = 7  # of 10, as OpenMMLab trains MobileOne
 
 class Increasing:
-    "timm's RandAugment whose operations all grow with the magnitude: two an image, each with probability 0.5, at 7 of 10 give or take 0.5."
+    "timm's RandAugment of increasing severity: two operations an image, each with probability 0.5, at 7 of 10 give or take 0.5."
     def __init__(self):
         from timm.data.auto_augment import rand_augment_transform
         grey = tuple(round(255*m) for m in IMAGENET[0])

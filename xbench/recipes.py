@@ -23,9 +23,8 @@ def optimizer(
     fused: bool = True,  # one kernel for all parameters; fp16 gradients that are clipped cannot have it
 ) -> torch.optim.Optimizer:
     "The recipe's optimiser."
-    adam = {'betas': BETAS}
-    kinds = {'adam': (torch.optim.Adam, adam), 'adamw': (torch.optim.AdamW, adam), 'sgd': (torch.optim.SGD, {'momentum': MOMENTUM})}
-    kind, extra = kinds[recipe.optimizer]
+    kind = {'adam': torch.optim.Adam, 'adamw': torch.optim.AdamW, 'sgd': torch.optim.SGD}[recipe.optimizer]
+    extra = {'momentum': MOMENTUM} if recipe.optimizer == 'sgd' else {'betas': BETAS}
     return kind(_groups(model, recipe.weight_decay, decay), lr=recipe.lr, weight_decay=recipe.weight_decay, fused=fused, **extra)
 
 def _groups(model, weight_decay, decay):
