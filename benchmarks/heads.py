@@ -2,7 +2,7 @@
 
     python benchmarks/heads.py
 
-torchvision (EfficientNet, TinyNet) and timm (FBNet) draw the weights of the last layer from ±1/√classes, as Google's code does for a
+torchvision (EfficientNet) and timm (FBNet, TinyNet) draw the weights of the last layer from ±1/√classes, as Google's code does for a
 thousand classes; with ten they are ten times as large, and the first logits with them. Scores the three with a head of zeros and nothing
 else changed on all datasets of `lite`, as `xbench score --profile lite --protocol 7` does, one seed, and puts them in the place of
 `lite`'s own. Takes 21 runs, half an hour on two cores; it goes on where it was stopped.

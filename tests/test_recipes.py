@@ -200,7 +200,7 @@ def test_rates_of_every_step(name):
         if step >= warm: cosine.step()
     named = {p: k for k, p in run.net.named_parameters()}
     spared = {named[p] for g in run.opt.param_groups if not g['weight_decay'] for p in g['params']}
-    asked = {'all': set(), 'weights': {'conv.bias', 'norm.weight', 'norm.bias', 'head.bias'}, 'norms': {'norm.weight', 'norm.bias'}}
+    asked = {'all': set(), 'weights': {'conv.bias', 'norm.weight', 'norm.bias', 'head.bias'}, 'all_but_norms': {'norm.weight', 'norm.bias'}}
     assert spared == (asked[recipe.decay] if recipe.weight_decay else set(named.values()))
 
 

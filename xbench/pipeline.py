@@ -177,7 +177,7 @@ def baseline(profile: str, dataset: str) -> None:
     from xbench.baseline import linear
     settings = load()
     cell = resolve(settings, profile, settings.profiles[profile].backbones[0], dataset)
-    found = linear(data.load(paths.packed(profile, dataset)), cell.recipe.val, cell.seed)
+    found = linear(data.load(paths.packed(profile, dataset)), cell.seed)
     with paths.whole(paths.results(profile)/'baseline'/f'{dataset}.json') as part: part.write_text(json.dumps(found, indent=1) + '\n')
 
 def collect(profile: str) -> None:

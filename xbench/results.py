@@ -60,7 +60,7 @@ def tidy_curves(
 def tidy_baseline(
     settings: Settings,
     profile: str,
-) -> pd.DataFrame:  # a row a dataset: dataset, n, top1, top5, macro_f1, balanced, chance, majority, C
+) -> pd.DataFrame:  # a row a dataset: dataset, what `xbench.baseline.linear` gives
     "What a linear classifier makes of a profile's datasets."
     folder = paths.results(profile)/'baseline'
     return pd.DataFrame([{'dataset': d, **_read(folder/f'{d}.json', 'a baseline')} for d in settings.profiles[profile].datasets])

@@ -49,7 +49,7 @@ class Stage(_Block):
     "A stage of progressive learning (Tan and Le, 2021; `mobileone`, section 3.4)."
     after: Annotated[float, Field(ge=0, lt=1)]  # share of the epochs after which it begins
     side: Share  # of the full side
-    strength: Annotated[float, Field(ge=0, le=1)]  # of jitter and hue, and the probability of the policy
+    strength: Annotated[float, Field(ge=0, le=1)]  # of jitter, hue and randaugment_timm; of another policy the probability
 
 class Teacher(_Block):
     "A trained network whose outputs are targets (Hinton et al., 2015)."
@@ -75,7 +75,7 @@ class Recipe(_Block):
     min_lr: Floor  # where cosine and plateau end
     weight_decay: Floor
     min_weight_decay: Floor | None  # where the same cosine takes it; null: it stays
-    decay: Literal['all', 'weights']  # weights: biases and norms are not decayed
+    decay: Literal['all', 'weights', 'all_but_norms']  # weights: biases and norms are not decayed
     epochs: Count  # at most, if patience ends training
     warmup_epochs: Annotated[StrictInt, Field(ge=0)]  # linear warm-up, part of `epochs`
     patience: Count | None  # epochs without a better validation top-1 until training ends
@@ -91,7 +91,7 @@ class Recipe(_Block):
     flip: Annotated[float, Field(ge=0, le=1)]  # probability of a horizontal flip
     crop: Border  # black border of a random crop: pixels, or a share of the shorter side; 0 leaves it out
     resized_crop: Annotated[float, Field(ge=0, le=1)]  # least share of the area that a random resized crop keeps; 0 leaves it out
-    policy: Literal['none', 'autoaugment', 'randaugment', 'trivialaugment']
+    policy: Literal['none', 'autoaugment', 'randaugment', 'trivialaugment', 'randaugment_timm']  # the last: of increasing severity
     jitter: Annotated[float, Field(ge=0, le=1)]  # strength of brightness, contrast and saturation jitter
     hue: Annotated[float, Field(ge=0, le=0.5)]  # most that hue is turned, as part of a circle
     mixup: Annotated[float, Field(ge=0)]  # alpha of MixUp; 0 leaves it out

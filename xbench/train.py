@@ -31,7 +31,7 @@ from .augment import Augment, Batches, stream
 from .data import Packed
 from .errors import InputError, Interrupted
 from .paths import whole
-from .recipes import loss, optimizer, set_rates
+from .recipes import PLATEAU, loss, optimizer, set_rates
 from .splits import carve, thinned
 
 try:
@@ -126,7 +126,7 @@ class Run:
         r, fused = self.recipe, not (self.recipe.clip and self.recipe.precision == 'fp16')
         self.opt = self.fab.setup_optimizers(optimizer(self.net, r.then if self.phase else r, r.decay, fused))
         on_plateau = r.schedule == 'plateau' and not self.phase
-        self.plateau = ReduceLROnPlateau(self.opt.optimizer, 'max', patience=4, min_lr=r.min_lr) if on_plateau else None
+        self.plateau = ReduceLROnPlateau(self.opt.optimizer, 'max', **PLATEAU, min_lr=r.min_lr) if on_plateau else None
 
     PLAIN = ('step', 'phase', 'passes', 'ended', 'history', 'best', 'best_epoch', 'stale', 'kept')
 

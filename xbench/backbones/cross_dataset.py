@@ -58,9 +58,13 @@ def efficientnet(num_classes: int):
 @_backbone('inverted residual', 'TinyNet')
 def tinynet(num_classes: int):
     "EfficientNet-B0 with half its depth, head 1280, no dropout."
-    stages = [(1, 3, 1, 32, 16, 1), (6, 3, 2, 16, 24, 1), (6, 5, 2, 24, 40, 1), (6, 3, 2, 40, 80, 2),
-              (6, 5, 1, 80, 112, 2), (6, 5, 2, 112, 192, 2), (6, 3, 1, 192, 320, 1)]
-    return _mbconv(stages, num_classes, dropout=0., stochastic_depth_prob=0., last_channel=1280)
+    from timm.models._efficientnet_builder import decode_arch_def
+    from timm.models.efficientnet import EfficientNet
+    from torch import nn
+    stages = ('ds_r1_k3_s1_e1_c16', 'ir_r2_k3_s2_e6_c24', 'ir_r2_k5_s2_e6_c40', 'ir_r3_k3_s2_e6_c80', 'ir_r3_k5_s1_e6_c112',
+              'ir_r4_k5_s2_e6_c192', 'ir_r1_k3_s1_e6_c320')
+    blocks = decode_arch_def([[f'{s}_se0.25'] for s in stages], depth_multiplier=0.5)
+    return EfficientNet(blocks, num_classes, num_features=1280, stem_size=32, fix_stem=True, act_layer=nn.SiLU)
 
 # %% ../../nbs/backbones/22_cross_dataset.ipynb #7fb400d6
 @_backbone('inverted residual', 'MobileNet')
@@ -122,4 +126,4 @@ def mobileone(num_classes: int):
 
     widths, depths = (48, 48, 128, 256, 1024), (2, 8, 10, 1)
     blocks = tuple(stage(d, *widths[i:i + 2]) for i, d in enumerate(depths))
-    return ByobNet(ByoModelCfg(blocks=blocks, stem_type='one', stem_chs=48), num_classes=num_classes)
+    return _default_init(ByobNet(ByoModelCfg(blocks=blocks, stem_type='one', stem_chs=48), num_classes=num_classes))
