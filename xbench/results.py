@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['TIDY', 'TIDY_COST', 'ESCAPES', 'tidy_runs', 'tidy_curves', 'tidy_baseline', 'tidy_cost', 'tidy_datasets',
            'tidy_forms', 'tidy_anatomy', 'tidy_latency', 'collect', 'read', 'accuracy', 'parts', 'of_one_source',
-           'seeds', 'with_groups', 'named_rightly', 'right', 'resampled', 'drawn', 'deployed', 'beside', 'half_unit',
-           'save_table']
+           'seeds', 'with_groups', 'named_rightly', 'right', 'resampled', 'over_linear', 'drawn', 'deployed', 'beside',
+           'half_unit', 'save_table']
 
 # %% ../nbs/61_results.ipynb #744c1f7d
 import json
@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from . import paths
+from . import baseline, paths
 from .cards import card, groups
 from .errors import InputError, unknown
 from .evaluate import numbered, ranked
@@ -220,14 +220,25 @@ def resampled(
     settings: Settings,
     profile: str,
     draws: int = 1000,
-) -> dict[str, np.ndarray]:  # top1: float32, draws x backbones x datasets, percent; backbones, datasets: their names
+) -> dict[str, np.ndarray]:  # top1: float32, draws x backbones x datasets, percent; linear: draws x datasets; backbones, datasets: names
     "The profile's table of accuracies with images and seeds drawn anew."
     p = settings.profiles[profile]
     def one(dataset):
         _, found, group = right(settings, profile, dataset)
-        return resample(found, draws, name=dataset, group=group)
-    top1 = np.stack([one(d) for d in p.datasets], 2)
-    return {'top1': top1.astype(np.float32), 'backbones': np.array(p.backbones), 'datasets': np.array(list(p.datasets))}
+        bar = _read(paths.results(profile)/'baseline'/f'{dataset}.json', 'a baseline')['right']
+        return resample(found, draws, name=dataset, group=group), baseline.drawn(bar, draws, dataset, group)    # of the same images
+    top1, linear = zip(*(one(d) for d in p.datasets))
+    return {'top1': np.stack(top1, 2).astype(np.float32), 'linear': np.stack(linear, 1).astype(np.float32),
+            'backbones': np.array(p.backbones), 'datasets': np.array(list(p.datasets))}
+
+def over_linear(
+    profile: str,
+    table: pd.DataFrame,  # from `accuracy`: the axes wanted
+) -> np.ndarray:  # draws x backbones x datasets, points
+    "How far each draw lies above the linear classifier on the same images."
+    kept = _read(paths.results(profile)/'draws.npz', 'the file of draws', lambda p: dict(np.load(p)))
+    at = [list(kept['datasets']).index(d) for d in table]
+    return drawn(profile, table) - kept['linear'].astype(float)[:, None, at]
 
 def drawn(
     profile: str,
