@@ -304,7 +304,9 @@ def costs(
     with _reason(rows, 'macs_m'):
         if min(shape) != side: raise InputError('counted on square images alone')
         macs = np.mean([counted(own.make, c, side)['macs'] for c in classes])/1e6
-        rows.append(('macs_m', macs, None, None, f'an image of {side} px; what fvcore leaves out is in it'))
+        lost = cost.uncounted(own.make(classes[0]), side)
+        also = f'not counted: {", ".join(lost)}, so it is more' if lost else 'what fvcore leaves out is in it'
+        rows.append(('macs_m', macs, None, None, f'an image of {side} px; {also}'))
     for engine in ENGINES:
         with _reason(rows, f'{engine}_ms'), _announced(own, shape):
             row = latency.latency(own.slug, engine, size=side, classes=CLASSES[-1], module='xbench.own', timeout=300)[-1]
