@@ -127,7 +127,7 @@ def load(
     def make(num_classes: int): return _built(target, found, num_classes, shape)
     with _named(f'{where} cannot be read'): text = digest(sources(Path(module.__file__).resolve(), home), home)
     make.__name__ = slug = f"{re.sub('[^a-z0-9_]+', '_', name.lower())}_{text}"
-    make.__doc__ = found.__doc__
+    make.__doc__, make.content = found.__doc__, text
     core.register(title=name, size=max(shape))(make)
     return Own(target, name, slug, make)
 
