@@ -53,7 +53,7 @@ def candidates(
     short = {'search': None, 'epochs': s.epochs, 'warmup_epochs': min(recipe.warmup_epochs, s.epochs - 1)}
     return [recipe.model_copy(update={**short, 'optimizer': o, 'lr': lr, 'batch': b}) for o, lr, b in product(s.optimizer, s.lr, s.batch)]
 
-# %% ../nbs/09_cells.ipynb #5f4ea5da
+# %% ../nbs/09_cells.ipynb #fbb720e4
 def decided(
     recipe: dict,  # as values
     options: dict,  # of the backbone's constructor

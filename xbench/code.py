@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['SAID', 'HERE', 'ROOTS', 'APART', 'LIBRARIES', 'TRIED', 'plain', 'digest', 'Part', 'uses', 'changes', 'acts',
-           'Sources', 'package', 'reached', 'apart', 'training', 'modules', 'behind', 'versions', 'tried', 'stale',
-           'others']
+           'Sources', 'package', 'reached', 'apart', 'training', 'modules', 'behind', 'drawn', 'versions', 'tried',
+           'stale', 'others']
 
-# %% ../nbs/07_code.ipynb #79cc514c
+# %% ../nbs/07_code.ipynb #a1fd54d7
 import ast
 import csv
 import hashlib
@@ -20,7 +20,7 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
-# %% ../nbs/07_code.ipynb #9cfde883
+# %% ../nbs/07_code.ipynb #01fca5d7
 SAID = ('InputError', 'Interrupted', 'unknown')  # what bad input is answered with
 
 def plain(
@@ -41,7 +41,7 @@ def digest(text: str) -> str:  # 16 hex digits
     "A hash to know a text by."
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-# %% ../nbs/07_code.ipynb #ebcd9574
+# %% ../nbs/07_code.ipynb #524f6e43
 @dataclass(frozen=True, eq=False)
 class Part:
     "A statement at the top of a module."
@@ -79,7 +79,7 @@ class Part:
         inner = {n.name for n in ast.walk(self.node) if isinstance(n, ast.FunctionDef | ast.ClassDef)}
         return inner | {n.id for n in ast.walk(self.node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)} | set(self.aliases)
 
-# %% ../nbs/07_code.ipynb #aff24f0d
+# %% ../nbs/07_code.ipynb #c641334e
 def uses(part: Part) -> set[tuple[str, ...]]:
     "Names that a statement uses, each with the attributes that are asked of it."
     return set(_chains(part.node))
@@ -107,7 +107,7 @@ def acts(part: Part) -> bool:
         return any(not isinstance(n, ast.Name | ast.Tuple) and getattr(n, 'attr', '') != '__doc__' for n in node.targets)
     return not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))
 
-# %% ../nbs/07_code.ipynb #e63f2b5f
+# %% ../nbs/07_code.ipynb #68f33c57
 class Sources(dict):
     "Modules of a project as text, by dotted name; None for what is none of its own."
     def __init__(self, home: Path, top: str = ''):  # the folder that imports start from; the only package of it that counts
@@ -136,7 +136,7 @@ def package() -> Sources:
 
 HERE = package()
 
-# %% ../nbs/07_code.ipynb #6f54d24c
+# %% ../nbs/07_code.ipynb #5b37027e
 def reached(
     roots: Iterable[str],  # dotted names, e.g. xbench.runs.execute
     sources: Sources,
@@ -175,7 +175,7 @@ def _meant(chain, part, sources):
     modules = [_split('.'.join((t, *chain[1:])), sources) for t in imported if sources[t] is not None]
     return [m for m in modules if m != ('', '')] + [(part.module, chain[0])]*bool(outer and not modules)
 
-# %% ../nbs/07_code.ipynb #eb7c750f
+# %% ../nbs/07_code.ipynb #4578e4d9
 ROOTS = ('xbench.runs.execute', 'xbench.cells.Plain')
 APART = ('xbench.errors', 'xbench.paths', 'xbench.pack', 'xbench.code', 'xbench.runs.provenance', 'xbench.runs.finished', 'xbench.runs.live',
          'xbench.runs.environment', 'xbench.backbones.core.register')
@@ -193,7 +193,7 @@ def modules() -> list[str]:
     "Files of the package that it comes from, as seen from the project's folder."
     return sorted({_split(line.split()[0], HERE)[0].replace('.', '/') + '.py' for line in training().splitlines()})
 
-# %% ../nbs/07_code.ipynb #ef4f4f39
+# %% ../nbs/07_code.ipynb #908024ac
 def behind(
     *things: Callable,  # functions and classes
 ) -> list[str]:  # sorted
@@ -231,7 +231,20 @@ def _compiled(code, doc):
     consts = [_compiled(c, doc) if hasattr(c, 'co_code') else ascii(c) for c in code.co_consts if c not in (None, doc)]
     return f"{code.co_code.hex()} {code.co_names} {consts}"
 
-# %% ../nbs/07_code.ipynb #cf845884
+# %% ../nbs/07_code.ipynb #efa0fb01
+def drawn(
+    make: Callable,  # make(num_classes, **options) -> torch.nn.Module
+    options: dict,
+) -> tuple:  # torch.nn.Module, its parameters left out where that can be; str
+    "A network for ten classes, and its modules and the shapes of its state as text."
+    import torch
+    try:
+        with torch.device('meta'): model = make(10, **options)
+    except Exception: model = make(10, **options)    # a constructor that looks at values
+    shapes = '\n'.join(f'{k} {tuple(v.shape)}' for k, v in model.state_dict().items())
+    return model, re.sub(' at 0x[0-9a-f]+', '', repr(model)) + '\n' + shapes
+
+# %% ../nbs/07_code.ipynb #a8aec83c
 LIBRARIES = ('torch', 'torchvision', 'timm')
 TRIED = ('backbone', 'kind', 'code', 'network', 'new_code', 'new_network', 'run_id')  # columns of same_code.csv
 
