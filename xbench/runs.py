@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -95,9 +96,12 @@ def blueprint(
 ) -> str:
     "A network as text: what would have to change for it to be another one."
     e = core.entry(name)
-    model, text = code.drawn(e.make, options)
-    own = code.behind(e.make, *{type(m) for m in model.modules()})
-    return '\n'.join([f'{name} {json.dumps(options, sort_keys=True)} {e.weights}', *own, text]) + '\n'
+    return _blueprint(f'{name} {json.dumps(options, sort_keys=True)} {e.weights}', e.make, json.dumps(options))
+
+@lru_cache(maxsize=None)
+def _blueprint(head, make, options):
+    model, text = code.drawn(make, json.loads(options))
+    return '\n'.join([head, *code.behind(make, *{type(m) for m in model.modules()}), text]) + '\n'
 
 def provenance(cell: Cell) -> dict:  # code, network, versions
     "What makes a run of this cell here, beside settings and images."
@@ -172,8 +176,8 @@ def execute(
         raise InputError(f'batch ({cell.recipe.batch}) must hold two images for each of {fab.world_size} devices; raise it')
     with fab.rank_zero_first(local=True): packed = data.load(prepare(cell, progress=progress and fab.is_global_zero))
     run, classes = run_id(cell, packed.card['hash']), len(packed.card['classes'])
-    work, out, made = Path(work or paths.work(run)), Path(out or paths.work(run)), provenance(cell)
-    found, said = finished(out, cell, run, made, kind_of(packed, cell.recipe), strict) if not again else (None, '')
+    work, out, made, kind = Path(work or paths.work(run)), Path(out or paths.work(run)), provenance(cell), kind_of(packed, cell.recipe)
+    found, said = finished(out, cell, run, made, kind, strict) if not again else (None, '')
     if said and fab.is_global_zero:
         print(f"xbench: {run}: {f'taken up although {said}; --strict trains it anew' if found else f'trained anew, {said}'}", file=sys.stderr)
     if found:
@@ -193,8 +197,8 @@ def execute(
              'devices': fab.world_size, 'size': cell.images.size, 'train_images': packed.card['counts']['train'], 'fraction': r.fraction,
              'epochs': len(fitted.history), 'tested_epoch': fitted.epoch, 'batch': r.batch, 'passes': fitted.passes, 'lr': r.lr,
              'optimizer': r.optimizer, 'precision': r.precision, 'recipe': cell.recipe_name}
-    asked = {k: cell.recipe.model_dump()[k] for k in ('optimizer', 'lr', 'batch', 'search')} if tried else {}
-    made |= {'files': {'weights.safetensors': _sha256(work/'weights.safetensors')}} | ({'asked': asked} if asked else {})
+    made |= {'kind': kind, **({'asked': cell.recipe.model_dump()} if tried else {}), **({'teacher': _sha256(file)} if (file := taught_by(cell)) else {}),
+             'files': {'weights.safetensors': _sha256(work/'weights.safetensors')}}
     at_first(fab, lambda: _write(out, chosen, run, fitted.history, tried, kept, found, packed, made, time.perf_counter() - start))
     if fab.is_global_zero: checkpoint.clear(work/'checkpoint.pt')
     fab.barrier()
