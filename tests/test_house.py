@@ -146,9 +146,9 @@ def test_training_cells_depend_on_what_they_import():
         d.removeprefix('xbench/').removesuffix('.py') for d in set.union(*named)} - {'settings', 'backbones/weights'}
 
 
-@pytest.mark.parametrize('module', ['', '.code', '.settings', '.cells', '.stats', '.xscore', '.published', '.backbones.cross_dataset', '.latency',
-                                    '.backbones.mobileone', '.backbones.which_backbone', '.data', '.pack', '.datasets', '.fetch',
-                                    '.corrupt', '.records', '.audit', '.cli'])
+@pytest.mark.parametrize('module', ['', '.code', '.settings', '.cells', '.stats', '.xscore', '.published', '.backbones.cross_dataset',
+                                    '.latency', '.backbones.mobileone', '.backbones.which_backbone', '.data', '.pack', '.datasets',
+                                    '.fetch', '.corrupt', '.records', '.audit', '.cli'])
 def test_importing_it_does_not_import_torch(module):
     code = f'import sys, xbench{module}; sys.exit("torch" in sys.modules)'
     assert subprocess.run([sys.executable, '-c', code]).returncode == 0

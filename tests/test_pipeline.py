@@ -118,7 +118,8 @@ def test_what_decides_a_result_reruns_the_cells_whose_it_decides(small):
     """The loss all; a network its own; the order of overrides those whose values it changes: digits are not flipped, whoever asks."""
     edit(small, 'xbench/recipes.py', ('    return ', '    return 1*'))
     edit(small, 'xbench/backbones/cross_dataset.py', ('torch.cat((kept, self.branch2(worked))', 'torch.cat((worked, self.branch2(kept))'))
-    edit(small, 'xbench/settings.py', ('p.train, own, settings.dataset.get(slug, Dataset()), ', 'settings.dataset.get(slug, Dataset()), p.train, own, '))
+    of_dataset = 'settings.dataset.get(slug, Dataset()), '
+    edit(small, 'xbench/settings.py', (f'p.train, own, {of_dataset}', f'{of_dataset}p.train, own, '))
     small.run('dvc', 'repro', '-q', '-s', 'code', 'networks', 'settings')
     code, net = {'train.code'}, {'networks/shufflenet.txt'}
     flipped = {b: {f'settings/{b}-digits.json'} for b in ('convnext', 'shufflenet')}

@@ -72,5 +72,6 @@ def same_settings(path: Path, there: dict, now: dict) -> None:
     short = lambda v: f'{str(v)[:24]}…' if len(str(v)) > 25 else str(v)
     differ = [f"{k} ({short(a.get(k, '-'))} there, {short(b.get(k, '-'))} here)" for k in sorted(a.keys() | b.keys())
               if a.get(k, '-') != b.get(k, '-')]
-    if differ: raise InputError(f"{path}: the checkpoint of a run with other {', '.join(differ)}; --again starts over, and so does deleting "
-                                f'{path.parent}; or set these back')
+    if differ:
+        raise InputError(f"{path}: the checkpoint of a run with other {', '.join(differ)}; --again starts over, "
+                         f'and so does deleting {path.parent}; or set these back')

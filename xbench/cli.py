@@ -332,7 +332,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument('--profile', default='lite', help='block of params.yaml (default: lite)')
     p.add_argument('--dry-run', action='store_true', help='check and tell, write nothing')
     p.add_argument('--strict', action='store_true', help='refuse what was made with other versions of torch, torchvision or timm')
-    p = held.add_parser('adopt', parents=[form], help='let runs stand whose code has changed, but not what it computes: a few are trained to see')
+    p = held.add_parser('adopt', parents=[form], help='keep runs whose code has changed but not what it computes; trains a few to see')
     p.add_argument('profile', help='block of params.yaml')
     p.add_argument('--seed', type=int, default=0, help='of the draw of runs to try')
 

@@ -15,7 +15,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cache, cached_property, lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -91,13 +91,13 @@ def _chains(node):
     else:
         for child in ast.iter_child_nodes(inner): yield from _chains(child)
 
-@lru_cache(maxsize=None)
+@cache
 def changes(part: Part) -> set[str]:
     "Names whose content a statement changes."
     deep = (n.value for n in ast.walk(part.node) if isinstance(n, ast.Subscript | ast.Attribute) and not isinstance(n.ctx, ast.Load))
     return {c[0] for n in deep for c in _chains(n)} | {name for n in ast.walk(part.node) if isinstance(n, ast.Global) for name in n.names}
 
-@lru_cache(maxsize=None)
+@cache
 def acts(part: Part) -> bool:
     "Does a statement do more than give names when its module is imported? `if __name__ ...` and a text for `__doc__` do not."
     node = part.node
@@ -124,7 +124,7 @@ class Sources(dict):
         packaged = (self.home.joinpath(*module.split('.'))/'__init__.py').is_file()
         return _parts(module, module if packaged else module.rpartition('.')[0], self[module])
 
-@lru_cache(maxsize=None)
+@cache
 def _parts(module, package, text): return [Part(module, node, package) for node in ast.parse(text).body]
 
 def package() -> Sources:
@@ -177,8 +177,8 @@ def _meant(chain, part, sources):
 
 # %% ../nbs/07_code.ipynb #4578e4d9
 ROOTS = ('xbench.runs.execute', 'xbench.cells.Plain')
-APART = ('xbench.errors', 'xbench.paths', 'xbench.pack', 'xbench.code', 'xbench.runs.provenance', 'xbench.runs.finished', 'xbench.runs.live',
-         'xbench.runs.environment', 'xbench.backbones.core.register')
+APART = ('xbench.errors', 'xbench.paths', 'xbench.pack', 'xbench.code', 'xbench.backbones.core.register',
+         *(f'xbench.runs.{name}' for name in ('provenance', 'kind_of', 'finished', 'live', 'environment')))
 
 def apart(name: str) -> bool:
     "Is a definition one that decides no result?"
@@ -205,7 +205,8 @@ def behind(
         found |= {*reached([f'{thing.__module__}.{name}'], root, apart, False)} or {_typed(thing)}
         if known := getattr(thing, 'content', None): found.add(f'{name} {known}')    # its sources have been hashed already
         if known or isinstance(thing, type): continue
-        made_with = [*(c.cell_contents for c in thing.__closure__ or ()), *(thing.__defaults__ or ()), *(thing.__kwdefaults__ or {}).values()]
+        made_with = [*(c.cell_contents for c in thing.__closure__ or ()), *(thing.__defaults__ or ()),
+                     *(thing.__kwdefaults__ or {}).values()]
         values = ascii([v for v in made_with if not callable(v)])
         found |= {f'{name} {re.sub(" at 0x[0-9a-f]+", "", values)}'} | set(behind(*(v for v in made_with if callable(v))))
     return sorted(found)

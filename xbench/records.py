@@ -229,7 +229,8 @@ def _by_git(made):
     done = subprocess.run(['git', 'diff', '--name-only', made['commit'], '--', *deps], cwd=paths.root(), capture_output=True, text=True)
     if done.returncode: return 'made from a commit that is not in this repository'
     names = ', '.join(Path(f).name for f in done.stdout.split())
-    return (f'changed since its commit: {names}' if names else 'no file of it changed since its commit') + '; the tree had uncommitted changes'*made['dirty']
+    said = f'changed since its commit: {names}' if names else 'no file of it changed since its commit'
+    return said + '; the tree had uncommitted changes'*made['dirty']
 
 # %% ../nbs/67_records.ipynb #b2c5a4b3
 def find(
@@ -268,7 +269,8 @@ def _misnamed(record, made):
     "Does a run's id follow from what it says of itself?"
     cell, end = made['cell'], made['run_id'][-8:]
     name = paths.cell_name(cell['backbone'], cell['dataset'], cell['seed'])
-    said = [f'run.json: is of {name}']*(record.name != name) + [f"run.json: its id is {made['run_id']}, it is of {name}"]*(made['run_id'][:-9] != name)
+    said = [f'run.json: is of {name}']*(record.name != name)
+    said += [f"run.json: its id is {made['run_id']}, it is of {name}"]*(made['run_id'][:-9] != name)
     if 'code' not in made and (cell['recipe'].get('teacher') or record.file('search.csv').is_file()): return said    # too old to tell
     given = decided(made.get('asked', cell['recipe']), cell['options'], made['data']['hash'], made.get('teacher'))
     later = {k: v for k, v in cell['recipe'].items() if 'asked' in made and v != made['asked'].get(k, v) and k not in SEARCHED}
@@ -354,7 +356,8 @@ def told(
         f"classes, {len(low)} of {len(found['classes'])}, the lowest first: images, top-1 (%)": map(dict.values, low),
         'confused most: images, of the class (%)': taken, 'files: bytes': map(dict.values, found['files'])}
     head = [f"{found['run_id']}: top-1 {by['top1']:.2f} % ({by['top1_low']:.2f} to {by['top1_high']:.2f}) on {by['n']} test images",
-            f"metrics.json does not follow from the other files: {', '.join(differ)}" if differ else 'its predictions give its metrics', *found['wrong']]
+            f"metrics.json does not follow from the other files: {', '.join(differ)}" if differ else 'its predictions give its metrics',
+            *found['wrong']]
     return '\n'.join(head + [line for title, rows in sections.items() for line in ('', title, *_aligned(rows))])
 
 def _aligned(rows):
@@ -532,10 +535,11 @@ def import_runs(
         if wrong: raise InputError(f'{path}: nothing was taken; not fit: {bad} of {len(found)} records', wrong)
         made = {r.name: _made(r.file('run.json')) for r in found}
         now = {r.name: current(made[r.name]) for r in found}
-        table = pd.DataFrame([_row(r) | {'code': code_since(made[r.name], now[r.name]), 'versions': code.others(made[r.name], now[r.name]) or 'as here',
-                                         'becomes': _becomes(r, profile)} for r in found])
-        if others := [v for v in table.versions if v != 'as here']:
-            print(f'xbench: {len(others)} of {len(table)} runs were made with other versions, e.g. {others[0]}; --strict refuses them', file=sys.stderr)
+        by = {n: {'code': code_since(m, now[n]), 'versions': code.others(m, now[n]) or 'as here'} for n, m in made.items()}
+        table = pd.DataFrame([_row(r) | by[r.name] | {'becomes': _becomes(r, profile)} for r in found])
+        if other := [v for v in table.versions if v != 'as here']:
+            said = f'{len(other)} of {len(table)} runs were made with other versions, e.g. {other[0]}'
+            print(f'xbench: {said}; --strict refuses them', file=sys.stderr)
         if not dry_run:
             _before(profile, made)
             for r in found: place(r, Record(paths.results(profile), r.name))
@@ -599,7 +603,7 @@ def tried_again(
     if record.file('history.csv').read_bytes() != other.file('history.csv').read_bytes(): return 'history.csv'
     one, two = (dict(np.load(r.file('predictions.npz'))) for r in (record, other))
     same = one.keys() == two.keys() and all(one[k].dtype == two[k].dtype and np.array_equal(one[k], two[k]) for k in one)
-    return '' if same else 'predictions.npz' 
+    return '' if same else 'predictions.npz'
 
 # %% ../nbs/67_records.ipynb #d12dafec
 def adopt_code(
@@ -607,7 +611,7 @@ def adopt_code(
     seed: int = 0,  # of the draw
     progress: bool = True,  # bars on standard error
 ) -> pd.DataFrame:  # a row a run that was trained: run_id, kind, code, network, new_code, new_network; how many count by it
-    "Let runs count as made by the code that is here, if it computes the same. Raises `InputError` if it does not, or where bytes cannot tell."
+    "Let runs count as made by the code that is here. Raises `InputError` if it computes otherwise, or where bytes cannot tell."
     settings = load()
     if profile not in settings.profiles: raise unknown('profile', profile, settings.profiles, 'params.yaml')
     _current(profile, {r.name.split('-')[1] for r in records(paths.results(profile))} & {*settings.profiles[profile].datasets})
@@ -618,8 +622,8 @@ def adopt_code(
         made, cell, now = found[r]
         work = paths.work('adopt')/f"{now['code']}-{now['network']}"/made['run_id']
         if what := tried_again(r, cell, work, progress):
-            raise InputError(f"{made['run_id']}: its {what} comes out otherwise by the code that is here, so no run of {profile} is adopted; "
-                             f'`make paper PROFILE={profile}` trains what is out of date')
+            raise InputError(f"{made['run_id']}: its {what} comes out otherwise by the code that is here, so no run of {profile} is "
+                             f'adopted; `make paper PROFILE={profile}` trains what is out of date')
         key = {'backbone': cell.backbone, 'kind': made['kind'], 'code': made['code'], 'network': made['network']}
         counts = sum((m['kind'], c.backbone, m['code'], m['network']) == (made['kind'], cell.backbone, made['code'], made['network'])
                      for m, c, _ in found.values())
@@ -639,9 +643,11 @@ def _triable(record, made, cell, now):
     "Raise `InputError` where other bytes would say nothing about the code."
     import torch
     m, on = _part(record, 'metrics.json', _measured), 'cuda' if torch.cuda.is_available() else 'cpu'
-    for what, there, this in (('device', m['device'], on), ('devices', m.get('devices', 1), 1), ('threads', made['cell']['threads'], cell.threads)):
+    threads = ('threads', made['cell']['threads'], cell.threads)
+    for what, there, this in (('device', m['device'], on), ('devices', m.get('devices', 1), 1), threads):
         if there != this: raise InputError(f"{made['run_id']}: {what} {there}, here {this}; bytes compare on the same alone, try it there")
-    if other := code.others(made, now): raise InputError(f"{made['run_id']}: was made with {other}; bytes compare under the same alone, install these")
+    if other := code.others(made, now):
+        raise InputError(f"{made['run_id']}: was made with {other}; bytes compare under the same alone, install these")
 
 def _keep(file, rows):
     before = pd.read_csv(file, dtype=str, keep_default_na=False) if file.is_file() else None
@@ -656,7 +662,8 @@ def _commit(profile, names):
                                                          all(any(o in d for o in ours) for d in c['changed deps']) for c in changes)]
     if code_alone: _dvc('commit', '-q', '-f', *code_alone)
     if more := sorted(set(left) - set(code_alone)):
-        print(f"xbench: {len(more)} runs have changed in more than their code for DVC, e.g. {more[0]}; `dvc status` tells how", file=sys.stderr)
+        said = f'{len(more)} runs have changed in more than their code for DVC, e.g. {more[0]}'
+        print(f'xbench: {said}; `dvc status` tells how', file=sys.stderr)
 
 # %% ../nbs/67_records.ipynb #adb098da
 def listed(

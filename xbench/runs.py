@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -98,7 +98,7 @@ def blueprint(
     e = core.entry(name)
     return _blueprint(f'{name} {json.dumps(options, sort_keys=True)} {e.weights}', e.make, json.dumps(options))
 
-@lru_cache(maxsize=None)
+@cache
 def _blueprint(head, make, options):
     model, text = code.drawn(make, json.loads(options))
     return '\n'.join([head, *code.behind(make, *{type(m) for m in model.modules()}), text]) + '\n'
@@ -110,18 +110,19 @@ def provenance(cell: Cell) -> dict:  # code, network, versions
     return {'code': code.digest(code.training()), 'network': code.digest(texts), 'versions': code.versions()}
 
 # %% ../nbs/60_runs.ipynb #377e757a
-PARTS = ('pretrained', 'patience', 'then', 'clip', 'ema', 'compile', 'flip', 'crop', 'resized_crop', 'policy', 'jitter', 'hue', 'mixup', 'cutmix',
-         'input_size', 'progressive', 'label_smoothing', 'teacher', 'search', 'recalibrate')  # of a recipe, that may be left out
+PARTS = ('pretrained', 'patience', 'then', 'clip', 'ema', 'compile', 'flip', 'crop', 'resized_crop', 'policy', 'jitter', 'hue', 'mixup',
+         'cutmix', 'input_size', 'progressive', 'label_smoothing', 'teacher', 'search', 'recalibrate')  # of a recipe, that may be left out
 
 def kind_of(
     packed: data.Packed,
     recipe,  # `xbench.settings.Recipe`, or `Plain`
 ) -> str:
     "What kind of run this is, in words."
-    many, own = len(packed.card['classes']) > MANY, (packed.split == 'val').any()
-    grouped = packed.group is not None and (packed.group != '').any()
+    many = 'many' if len(packed.card['classes']) > MANY else 'few'
+    grouped = 'groups' if packed.group is not None and (packed.group != '').any() else 'no groups'
+    val = 'own' if (packed.split == 'val').any() else 'carved'
     parts = [k for k in PARTS if getattr(recipe, k) not in (None, 0, 'none')]
-    return ' '.join([('many' if many else 'few') + ' classes,', 'groups,'*bool(grouped) or 'no groups,', ('own' if own else 'carved') + ' val;', *parts])
+    return f"{many} classes, {grouped}, {val} val; {' '.join(parts)}"
 
 # %% ../nbs/60_runs.ipynb #4036c11e
 def search(
@@ -142,7 +143,8 @@ def search(
             found = fit(network(short, classes), packed, r, cell.seed, work/name, f'search {name}', teacher=teacher(short, classes),
                         settings={'recipe': r.model_dump()} | made, judged='val', **how)
             if how['fab'].is_global_zero:
-                with paths.whole(kept) as part: part.write_text(json.dumps({'val_top1': found.val_top1, 'epoch': found.epoch, 'made': made}))
+                given = {'val_top1': found.val_top1, 'epoch': found.epoch, 'made': made}
+                with paths.whole(kept) as part: part.write_text(json.dumps(given))
             how['fab'].barrier()
         if how['fab'].is_global_zero: checkpoint.clear(work/name/'checkpoint.pt')
         rows.append(row | {k: v for k, v in json.loads(kept.read_text()).items() if k != 'made'})
@@ -179,7 +181,8 @@ def execute(
     work, out, made, kind = Path(work or paths.work(run)), Path(out or paths.work(run)), provenance(cell), kind_of(packed, cell.recipe)
     found, said = finished(out, cell, run, made, kind, strict) if not again else (None, '')
     if said and fab.is_global_zero:
-        print(f"xbench: {run}: {f'taken up although {said}; --strict trains it anew' if found else f'trained anew, {said}'}", file=sys.stderr)
+        what = f'taken up although {said}; --strict trains it anew' if found else f'trained anew, {said}'
+        print(f'xbench: {run}: {what}', file=sys.stderr)
     if found:
         if fab.is_global_zero: checkpoint.clear(work/'checkpoint.pt')    # left by a process that was killed when all was done
         return found
@@ -188,8 +191,8 @@ def execute(
     fab.barrier()
     chosen, tried = search(cell, packed, work/'search', made, progress=progress, fab=fab, every=every)
     with live(progress and out == work and fab.is_global_zero) as log:
-        fitted = fit(network(chosen, classes), packed, chosen.recipe, cell.seed, work, run, progress, settings=_settings(chosen, packed) | made,
-                     teacher=teacher(chosen, classes), fab=fab, every=every, log=log)
+        fitted = fit(network(chosen, classes), packed, chosen.recipe, cell.seed, work, run, progress,
+                     settings=_settings(chosen, packed) | made, teacher=teacher(chosen, classes), fab=fab, every=every, log=log)
     test, r = np.flatnonzero(packed.split == 'test'), chosen.recipe
     kept = predictions(packed.name[test], packed.labels[test], fitted.prob)
     low, high = intervals(kept)['top1']
@@ -197,8 +200,9 @@ def execute(
              'devices': fab.world_size, 'size': cell.images.size, 'train_images': packed.card['counts']['train'], 'fraction': r.fraction,
              'epochs': len(fitted.history), 'tested_epoch': fitted.epoch, 'batch': r.batch, 'passes': fitted.passes, 'lr': r.lr,
              'optimizer': r.optimizer, 'precision': r.precision, 'recipe': cell.recipe_name}
-    made |= {'kind': kind, **({'asked': cell.recipe.model_dump()} if tried else {}), **({'teacher': _sha256(file)} if (file := taught_by(cell)) else {}),
-             'files': {'weights.safetensors': _sha256(work/'weights.safetensors')}}
+    made |= {'kind': kind, 'files': {'weights.safetensors': _sha256(work/'weights.safetensors')}}
+    if tried: made['asked'] = cell.recipe.model_dump()
+    if file := taught_by(cell): made['teacher'] = _sha256(file)
     at_first(fab, lambda: _write(out, chosen, run, fitted.history, tried, kept, found, packed, made, time.perf_counter() - start))
     if fab.is_global_zero: checkpoint.clear(work/'checkpoint.pt')
     fab.barrier()
