@@ -102,6 +102,11 @@ def outdated(checkout):
     return {stage: {name.removeprefix('build/demo/') for name in names} for stage, names in files.items()}
 
 
+def undone(checkout):
+    checkout.run('git', 'checkout', '-q', '.')
+    checkout.run('dvc', 'repro', '-q')
+
+
 def test_what_decides_no_result_reruns_no_cell(small):
     """Prose, a message, what judges a finished run, a case of another cell, a setting that says what held anyway."""
     edit(small, 'xbench/train.py', ('"One step of the optimiser.', '"One step, in other words, of the optimiser.'),
@@ -126,8 +131,7 @@ def test_what_decides_a_result_reruns_the_cells_whose_it_decides(small):
     assert outdated(small) == {
         'train@convnext-digits-0': code | flipped['convnext'], 'train@convnext-tissue-0': code,
         'train@shufflenet-digits-0': code | net | flipped['shufflenet'], 'train@shufflenet-tissue-0': code | net}
-    small.run('git', 'checkout', '-q', '.')
-    small.run('dvc', 'repro', '-q')
+    undone(small)
 
 
 def test_runs_of_code_that_computes_the_same_are_adopted(small):
@@ -142,8 +146,8 @@ def test_runs_of_code_that_computes_the_same_are_adopted(small):
     lines = [line for line in refused.stderr.replace('\r', '\n').splitlines() if line.strip() and 'img' not in line]
     assert len(lines) == 1 and 'comes out otherwise by the code that is here, so no run of demo is adopted' in lines[0], refused.stderr
     assert outdated(small).keys() == CELLS and small.run('git', 'status', '--porcelain', 'results').stdout == ''
-    small.run('git', 'checkout', '-q', '.')
-    assert small.repro() == {'code'}
+    undone(small)
+    assert outdated(small) == {}
 
 
 def test_a_setting_and_a_backbone_of_ones_own_run_their_cells_and_the_tables(small):
