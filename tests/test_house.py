@@ -14,11 +14,12 @@ from conftest import ROOT
 
 import xbench
 from xbench import paths, pipeline
+from xbench.code import modules
 from xbench.settings import load
 
 MODULES = sorted(m.name for m in pkgutil.walk_packages(xbench.__path__, 'xbench.') if not m.name.endswith('._modidx'))
 # what each line of the design may import: lines above it, never below
-LINES = [['errors', 'paths', 'warm'], ['cells', 'stats', 'xscore'], ['settings', 'published'],
+LINES = [['errors', 'paths', 'warm', 'code'], ['cells', 'stats', 'xscore'], ['settings', 'published'],
          ['backbones', 'elements', 'cost', 'latency', 'export'],
          ['cards', 'splits', 'sources', 'fetch', 'pack', 'data', 'augment', 'corrupt', 'check', 'datasets'],
          ['recipes', 'checkpoint', 'train', 'evaluate', 'reliability'],
@@ -120,10 +121,10 @@ def test_a_profile_beside_lite_trains_as_lite_does(profile):
     for seed in (None, 1): lite |= yaml.safe_load(pipeline.derive((ROOT/'dvc.yaml').read_text(), 'lite', seed, False))['stages']
     lite['train'] |= {'wdir': '../..', 'matrix': lite['train']['matrix'] | {'seed': f'${{{profile}.seeds}}'}}
     home = {'capacity': 'xbench/backbones/scaled.py'}.get(profile, 'xbench/backbones/mobilevit.py')
-    for name in ('code', 'prepare', 'cost', 'train', 'baseline', 'collect'):
+    for name in ('code', 'networks', 'settings', 'prepare', 'cost', 'train', 'baseline', 'collect'):
         expected = json.dumps(lite[name]).replace('lite', profile).replace('xbench/backbones/mobilevit.py', home)
         assert json.dumps(stages[name]) == expected, name
-    assert set(stages) - {'nbcode', 'study'} == {'code', 'prepare', 'cost', 'train', 'baseline', 'collect'}
+    assert set(stages) - {'nbcode', 'study'} == {'code', 'networks', 'settings', 'prepare', 'cost', 'train', 'baseline', 'collect'}
     assert stages['study']['foreach'] == [profile] and f'results/{profile}/draws.npz' in stages['study']['do']['deps']
 
 
@@ -137,17 +138,17 @@ def test_training_cells_depend_on_what_they_import():
             'print(*(m for m in sys.modules if m.startswith("xbench.")))')
     found = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.split()
     stages = yaml.safe_load((ROOT/'dvc.yaml').read_text())['stages']
-    assert 'build/demo/train.code' in stages['code']['outs'] and 'build/demo/train.code' in stages['train']['deps']
-    assert [w for w in stages['code']['cmd'].split() if w.startswith('xbench/')] == stages['code']['deps']
-    named = {d.removesuffix('.py').replace('/', '.') for d in stages['code']['deps']}
-    plumbing = {'xbench.paths', 'xbench.errors', 'xbench.cells', 'xbench.settings', 'xbench.backbones'}    # where and whether, not what
-    plumbing |= {'xbench.cards', 'xbench.sources', 'xbench.pack'}    # they made the packed images, which the cells depend on
-    assert set(found) - plumbing == named
+    named = [set(stages[s]['deps']) for s in ('code', 'networks', 'settings')]
+    assert named[0] == {*modules(), 'xbench/code.py'} and all(d in stages['train']['deps'] for d in stages['code']['outs'])
+    plumbing = {'paths', 'errors', 'backbones'}    # where and whether, not what
+    plumbing |= {'cards', 'sources', 'pack'}    # they made the packed images, which the cells depend on
+    assert {m.removeprefix('xbench.').replace('.', '/') for m in found} - plumbing == {
+        d.removeprefix('xbench/').removesuffix('.py') for d in set.union(*named)} - {'settings', 'backbones/weights'}
 
 
-@pytest.mark.parametrize('module', ['', '.settings', '.cells', '.stats', '.xscore', '.published', '.backbones.cross_dataset', '.latency',
-                                    '.backbones.mobileone', '.backbones.which_backbone', '.data', '.pack', '.datasets', '.fetch',
-                                    '.corrupt', '.records', '.audit', '.cli'])
+@pytest.mark.parametrize('module', ['', '.code', '.settings', '.cells', '.stats', '.xscore', '.published', '.backbones.cross_dataset',
+                                    '.latency', '.backbones.mobileone', '.backbones.which_backbone', '.data', '.pack', '.datasets',
+                                    '.fetch', '.corrupt', '.records', '.audit', '.cli'])
 def test_importing_it_does_not_import_torch(module):
     code = f'import sys, xbench{module}; sys.exit("torch" in sys.modules)'
     assert subprocess.run([sys.executable, '-c', code]).returncode == 0

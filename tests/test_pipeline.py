@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from conftest import ROOT
 
 FOLDER = ROOT/'nbs'/'studies'
@@ -20,7 +21,7 @@ MEASURED = {'collect', 'measured@table3', 'measured@table4', 'figure@figure1'} |
 CELLS = {f'train@{b}-{d}-0' for b in ('convnext', 'shufflenet') for d in ('digits', 'tissue')}
 NBCODE = {'nbcode@train', *(f'nbcode@cross_dataset/{n}' for n in ('figure1', 'claims', 'examined', *(f'table{i}' for i in range(1, 6))))}
 ALL = (NBCODE | CELLS | TABLES | MEASURED | {f'{kind}@{d}' for kind in ('prepare', 'baseline') for d in ('digits', 'tissue')}
-       | {'code', 'cost@convnext', 'cost@shufflenet'})
+       | {'code', 'networks', 'settings', 'cost@convnext', 'cost@shufflenet'})
 
 
 def ran(done):
@@ -85,13 +86,68 @@ def test_a_sentence_of_the_training_notebook_reruns_no_cell(small):
     small.commit()
 
 
-def test_a_docstring_of_the_training_code_reruns_no_cell(small):
-    path = small.path/'xbench'/'train.py'
-    text = path.read_text()
-    path.write_text(text.replace('"One step of the optimiser.', '"One step, in other words, of the optimiser.'))
-    assert path.read_text() != text and small.repro() == {'code'}
-    small.run('git', 'checkout', '-q', '.')
-    small.run('dvc', 'repro', '-q')
+def edit(checkout, name, *changes):
+    """Replace parts of a file, as its author would."""
+    text = (checkout.path/name).read_text()
+    for old, new in changes:
+        assert old in text, old
+        text = text.replace(old, new, 1)
+    (checkout.path/name).write_text(text)
+
+
+def outdated(checkout):
+    """The cells that DVC would run again, and the files of `build/demo` for whose sake."""
+    found = json.loads(checkout.run('dvc', 'status', '--json', *sorted(CELLS)).stdout)
+    files = {stage: [name for change in changes for name in change['changed deps']] for stage, changes in found.items()}
+    return {stage: {name.removeprefix('build/demo/') for name in names} for stage, names in files.items()}
+
+
+def undone(checkout):
+    checkout.run('git', 'checkout', '-q', '.')
+    checkout.run('dvc', 'repro', '-q')
+
+
+def test_what_decides_no_result_reruns_no_cell(small):
+    """Prose, a message, what judges a finished run, a case of another cell, a setting that says what held anyway."""
+    edit(small, 'xbench/train.py', ('"One step of the optimiser.', '"One step, in other words, of the optimiser.'),
+         ('    r, fab, seen =', '    # Why.\n    r, fab, seen ='), ('precision fp16 needs a GPU;', 'fp16 is for GPUs;'))
+    edit(small, 'xbench/runs.py', ('most: int = 500', 'most: int = 400'))
+    cases = yaml.safe_load((small.path/'params.yaml').read_text())['recipe']['cross_dataset']['cases']
+    small.settings(recipe__cross_dataset__cases=cases | {'starnet-cifar10': {'lr': .1}},
+                   demo__train={'epochs': 2, 'warmup_epochs': 1, 'batch': 16, 'flip': .5})
+    assert small.repro() == {'code', 'settings'}
+    small.commit()
+
+
+def test_what_decides_a_result_reruns_the_cells_whose_it_decides(small):
+    """The loss all; a network its own; the order of overrides those whose values it changes: digits are not flipped, whoever asks."""
+    edit(small, 'xbench/recipes.py', ('    return ', '    return 1*'))
+    edit(small, 'xbench/backbones/cross_dataset.py', ('torch.cat((kept, self.branch2(worked))', 'torch.cat((worked, self.branch2(kept))'))
+    of_dataset = 'settings.dataset.get(slug, Dataset()), '
+    edit(small, 'xbench/settings.py', (f'p.train, own, {of_dataset}', f'{of_dataset}p.train, own, '))
+    small.run('dvc', 'repro', '-q', '-s', 'code', 'networks', 'settings')
+    code, net = {'train.code'}, {'networks/shufflenet.txt'}
+    flipped = {b: {f'settings/{b}-digits.json'} for b in ('convnext', 'shufflenet')}
+    assert outdated(small) == {
+        'train@convnext-digits-0': code | flipped['convnext'], 'train@convnext-tissue-0': code,
+        'train@shufflenet-digits-0': code | net | flipped['shufflenet'], 'train@shufflenet-tissue-0': code | net}
+    undone(small)
+
+
+def test_runs_of_code_that_computes_the_same_are_adopted(small):
+    """By the bytes of a few; and by none of them if one comes out otherwise."""
+    edit(small, 'xbench/train.py', ('    run.step += 1\n', '    run.step = run.step + 1\n'))
+    done = small.run('xbench', 'runs', 'adopt', 'demo', '--format', 'json')
+    assert sum(row['counts'] for row in json.loads(done.stdout)) == 4 and '4 runs of demo count as made by this code' in done.stderr
+    assert small.repro() == set() and 'shufflenet' in (small.path/'results/demo/same_code.csv').read_text()
+    small.commit()
+    edit(small, 'xbench/train.py', ('fab.backward(mean*', 'fab.backward(2*mean*'))
+    refused = small.run('xbench', 'runs', 'adopt', 'demo', code=2)
+    lines = [line for line in refused.stderr.replace('\r', '\n').splitlines() if line.strip() and 'img' not in line]
+    assert len(lines) == 1 and 'comes out otherwise by the code that is here, so no run of demo is adopted' in lines[0], refused.stderr
+    assert outdated(small).keys() == CELLS and small.run('git', 'status', '--porcelain', 'results').stdout == ''
+    undone(small)
+    assert outdated(small) == {}
 
 
 def test_a_setting_and_a_backbone_of_ones_own_run_their_cells_and_the_tables(small):
@@ -109,7 +165,8 @@ def mynet(num_classes):
                    demo__backbones=['convnext', 'shufflenet', 'mynet'])
     done = ran(small.run('python', '-m', 'xbench.pipeline', 'paper', 'demo'))
     cells = {f'train@{b}-{d}-0' for b in ('convnext', 'mynet') for d in ('digits', 'tissue')}
-    assert done - TABLES == {'cost@convnext', 'cost@mynet'} | cells | MEASURED, 'another backbone ran again'
+    ran_too = {'networks', 'settings', 'cost@convnext', 'cost@mynet'}
+    assert done - TABLES == ran_too | cells | MEASURED, 'another backbone ran again'
     assert 'mynet' in (small.path/'paper/demo/tables/cross_dataset_table3.md').read_text()
     small.commit()
 
@@ -126,7 +183,7 @@ def test_metrics_and_plots_show_something(small):
 
 @pytest.mark.slow
 def test_an_experiment_with_another_setting(small):
-    small.run('dvc', 'exp', 'run', '-S', 'demo.train.epochs=3', '-s', 'train@convnext-digits-0')
+    small.run('dvc', 'exp', 'run', '-S', 'demo.train.epochs=3', 'train@convnext-digits-0')
     cell = json.loads((small.path/'results/demo/cells/convnext-digits-s0/metrics.json').read_text())
     shown = pd.read_csv(io.StringIO(small.run('dvc', 'exp', 'show', '--csv').stdout))
     assert cell['epochs'] == 3 and {2, 3} <= set(shown['demo.train.epochs'].dropna().astype(int))

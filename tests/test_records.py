@@ -1,4 +1,5 @@
 """What is behind a cell, and runs of another machine taken into the study: all faults named, nothing trained again."""
+import hashlib
 import json
 import re
 import shutil
@@ -94,6 +95,8 @@ def test_a_file_that_is_missing_or_cut_off_is_named(copy, name):
     ('run.json', {'data__ids_sha256': 'f'*64}, ['ids_sha256: ffff']),
     ('run.json', {'data__val_sha256': 'f'*64}, ['val_sha256: ffff']),
     ('run.json', {'cell__seed': 1}, ['run.json: is of shufflenet-digits-s1']),
+    ('run.json', {'code': 'f'*16}, ['run.json: its code changed since (ffffffff -> ', 'train it anew there, with this code']),
+    ('run.json', {'network': 'f'*16}, ['run.json: its network changed since (ffffffff -> ']),
     ('metrics.json', {'top1': 99.9}, ['metrics.json: top1 is 99.9, the other files give']),
     ('metrics.json', {'top1_high': 99.9}, ['metrics.json: top1_high is 99.9']),
     ('metrics.json', {'ece': float('nan')}, ['metrics.json: ece is nan']),
@@ -163,6 +166,21 @@ def test_archives_that_are_cut_off_or_reach_outside(copy, tmp_path):
     refused(tmp_path/'nothing', 'holds no record')
 
 
+def test_other_versions_are_said_and_taken_unless_that_is_refused(copy, capsys):
+    edit(copy, 'run.json', versions__timm='0.1')
+    row = records.import_runs(copy, 'demo', dry_run=True).iloc[0]
+    assert row.code == 'as here' and row.versions.startswith('timm 0.1 (here')
+    assert 'runs were made with other versions' in capsys.readouterr().err
+    with pytest.raises(InputError) as e: records.import_runs(copy, 'demo', strict=True)
+    assert e.value.rows[0][1].startswith('run.json: it was made with timm 0.1 (here') and len(e.value.rows) == 1
+
+
+def test_a_digit_of_the_curve_that_was_changed_is_found(copy):
+    file = copy/'cells'/CELL/'history.csv'
+    file.write_text(re.sub(r'(\n1,adam,[\d.]+,)\d', r'\g<1>9', file.read_text()))
+    refused(copy, f'{CELL} history.csv: its content is not what was written')
+
+
 def test_a_dry_run_writes_nothing(clone, sent):
     before = clone.run('git', 'status', '--porcelain', '--ignored').stdout
     row = records.import_runs(sent, 'demo', dry_run=True).iloc[0]
@@ -188,6 +206,8 @@ def test_what_is_here_is_not_replaced_by_other_results(clone, copy):
     repack(copy, log_prob=lambda v: v[:, ::-1])
     kept = records.recomputed(records.read(records.Record(copy, CELL)))
     edit(copy, 'metrics.json', **kept)
+    files = {n: hashlib.sha256((copy/k/CELL/n).read_bytes()).hexdigest() for n, k in WHERE.items() if n != 'run.json'}
+    edit(copy, 'run.json', files=files)
     with pytest.raises(InputError) as e: records.import_runs(copy, 'demo')
     assert e.value.rows == [(CELL, f'results/demo holds this run with other results; remove its runs/{CELL} first, or leave this one out')]
 

@@ -65,11 +65,13 @@ def clear(path: Path) -> None:
 
 # %% ../nbs/53_checkpoint.ipynb #2d098510
 def same_settings(path: Path, there: dict, now: dict) -> None:
-    "Raise `InputError` with a table of what differs, if settings do."
+    "Raise `InputError` that names what differs, if anything does."
     flat = lambda d, p='': {k: v for key, value in d.items() for k, v in
                             (flat(value, f'{p}{key}.') if isinstance(value, dict) and value else {f'{p}{key}': value}).items()}
     a, b = flat(there), flat(now)
-    rows = [(k, str(a.get(k, '-')), str(b.get(k, '-'))) for k in sorted(a.keys() | b.keys()) if a.get(k, '-') != b.get(k, '-')]
-    if rows:
-        raise InputError(f'{path}: the checkpoint of a run with other settings; delete {path.parent} to start over, or set these back',
-                         [('setting', 'there', 'now'), *rows])
+    short = lambda v: f'{str(v)[:24]}…' if len(str(v)) > 25 else str(v)
+    differ = [f"{k} ({short(a.get(k, '-'))} there, {short(b.get(k, '-'))} here)" for k in sorted(a.keys() | b.keys())
+              if a.get(k, '-') != b.get(k, '-')]
+    if differ:
+        raise InputError(f"{path}: the checkpoint of a run with other {', '.join(differ)}; --again starts over, "
+                         f'and so does deleting {path.parent}; or set these back')

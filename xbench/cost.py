@@ -42,7 +42,8 @@ def _recurrent(inputs, outputs):
     return sum(prod(s) for s in weights if len(s) == 2)*prod(inputs[0].type().sizes()[:2])
 
 RECURRENT = ('gru', 'lstm', 'rnn_tanh', 'rnn_relu')
-HEAVY = re.compile('fft|stft|linalg_(?!vector_norm|norm)|_cell|cdist|mv$|tensordot|bilinear|baddbmm|addbmm|conv|lstm|gru|rnn|attention|svd|inverse|solve|outer')
+HEAVY = re.compile('fft|stft|linalg_(?!vector_norm|norm)|_cell|cdist|mv$|tensordot|bilinear|baddbmm|addbmm|conv|lstm|gru|rnn|'
+                   'attention|svd|inverse|solve|outer')
 
 _LEFT_OUT = {'macs_same': ('_convolution_mode', _conv_same), 'macs_attention': ('scaled_dot_product_attention', _attention)}
 

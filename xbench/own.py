@@ -157,7 +157,7 @@ def load(
     with _named(f'{where} cannot be read'): text = digest(sources(Path(module.__file__).resolve(), home), home)
     text = hashlib.sha256(f'{text} {fingerprint(make)}'.encode()).hexdigest()[:8]
     make.__name__ = slug = f"{re.sub('[^a-z0-9_]+', '_', name.lower())}_{text}"
-    make.__doc__ = found.__doc__
+    make.__doc__, make.content = found.__doc__, text
     core.register(title=name, size=max(shape))(make)
     return Own(target, name, slug, make)
 

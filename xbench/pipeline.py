@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PAGE', 'DERIVED', 'ASIDE', 'HEAD', 'SECONDS', 'QUICK', 'DRAWN', 'strip', 'code', 'run', 'normalise', 'refresh',
-           'readme', 'prepare', 'cost', 'baseline', 'collect', 'freeze', 'html', 'card', 'network', 'networks',
-           'static', 'latency', 'derive', 'aside', 'derived', 'update', 'files', 'check', 'look', 'between', 'counts',
-           'audit', 'kind', 'waves', 'paper', 'pull', 'Report', 'main']
+           'readme', 'prepare', 'cost', 'baseline', 'collect', 'blueprints', 'values', 'freeze', 'html', 'card',
+           'network', 'networks', 'static', 'latency', 'derive', 'aside', 'derived', 'update', 'files', 'check', 'look',
+           'between', 'counts', 'audit', 'kind', 'waves', 'paper', 'edited', 'pull', 'Report', 'main']
 
 # %% ../nbs/70_pipeline.ipynb #2c14a8f9
 import argparse
@@ -30,6 +30,7 @@ from tempfile import TemporaryDirectory
 
 import yaml
 
+from . import code as codes
 from . import paths, warm
 from .errors import InputError, one_line_errors, unknown
 from .settings import Settings, load, resolve
@@ -57,10 +58,11 @@ def _write(nb, path):
 # %% ../nbs/70_pipeline.ipynb #d3262f60
 def code(
     target: str | Path,  # file to write
-    *modules: str | Path,  # Python files
+    *modules: str | Path,  # Python files; the code that decides a result of training when not given
 ) -> None:
-    "Write modules without comments, docstrings and layout, to be compared."
-    texts = [f'# {Path(m).as_posix()}\n{_plain_code(Path(m))}\n' for m in modules]
+    "Write code without comments, docstrings and layout, to be compared."
+    texts = [] if modules else [codes.training()]
+    texts += [f'# {Path(m).as_posix()}\n{_plain_code(Path(m))}\n' for m in modules]
     with paths.whole(target) as part: part.write_text('\n'.join(texts))
 
 def _plain_code(module):
@@ -185,6 +187,26 @@ def collect(profile: str) -> None:
     from xbench import results
     results.collect(load(), profile)
 
+# %% ../nbs/70_pipeline.ipynb #be9d72e4
+def blueprints(profile: str) -> None:
+    "Write the networks of a profile's backbones as text."
+    from xbench.backbones import core
+    from xbench.runs import blueprint
+    settings = load()
+    for b in (p := settings.profiles[profile]).backbones:
+        core.load(settings.backbone[b].module or p.module)
+        text = blueprint(b, settings.backbone[b].options)
+        with paths.whole(paths.root()/'build'/profile/'networks'/f'{b}.txt') as part: part.write_text(text)
+
+def values(profile: str) -> None:
+    "Write what the settings of a profile come to, a file a backbone and dataset."
+    settings = load()
+    for b, d in product(settings.profiles[profile].backbones, settings.profiles[profile].datasets):
+        cell = resolve(settings, profile, b, d)
+        known = {'name': cell.recipe_name, 'recipe': cell.recipe.model_dump(), 'options': cell.options, 'threads': cell.threads}
+        with paths.whole(paths.root()/'build'/profile/'settings'/f'{b}-{d}.json') as part:
+            part.write_text(json.dumps(known, indent=1, sort_keys=True) + '\n')
+
 # %% ../nbs/70_pipeline.ipynb #ac104280
 def freeze(profile: str) -> None:
     "Keep a profile's accuracies in the package, as a pool with anchors. Raises `InputError` for one that is not whole."
@@ -252,17 +274,12 @@ def _options(settings, name):
 
 def network(name: str) -> str:
     "A backbone as text: what would have to change for its cost to change."
-    import torch
-
     from xbench.backbones import core
     e, options = core.entry(name), _options(load(), name)
-    try:
-        with torch.device('meta'): model = e.make(10, **options)
-    except (RuntimeError, NotImplementedError): model = e.make(10, **options)    # a constructor that looks at values
+    model, text = codes.drawn(e.make, options)
     own = sorted({type(m).__module__ for m in model.modules() if type(m).__module__.startswith('xbench.')})
     texts = [_plain_code(Path(sys.modules[m].__file__)) for m in own]
-    shapes = '\n'.join(f'{k} {tuple(v.shape)}' for k, v in model.state_dict().items())
-    return '\n'.join([f'{name} {options} {e.size} {e.least} {e.step}', re.sub(r' at 0x[0-9a-f]+', '', repr(model)), shapes, *texts]) + '\n'
+    return '\n'.join([f'{name} {options} {e.size} {e.least} {e.step}', text, *texts]) + '\n'
 
 def networks(folder: str | Path) -> None:
     "Write the text of every network that is measured."
@@ -439,20 +456,20 @@ def audit(profile: str) -> None:
 
 # %% ../nbs/70_pipeline.ipynb #ca932310
 # seconds of a stage, two side by side on two cores; only until one of its kind has run
-SECONDS = {'nbcode': 1, 'code': 1, 'prepare': 3, 'cost': 8, 'train': 17, 'baseline': 8, 'collect': 3, 'table': 5, 'measured': 5,
-           'figure': 6, 'study': 8, 'look': 15, 'networks': 20, 'static': 8, 'latency': 25, 'compiled': 60, 'probe': 15, 'counts': 60,
-           'audit': 8}
+SECONDS = {'nbcode': 1, 'code': 1, 'settings': 1, 'prepare': 3, 'cost': 8, 'train': 17, 'baseline': 8, 'collect': 3, 'table': 5,
+           'measured': 5, 'figure': 6, 'study': 8, 'look': 15, 'networks': 15, 'static': 8, 'latency': 25, 'compiled': 60, 'probe': 15,
+           'counts': 60,           'audit': 8}
 
 def kind(stage: str) -> str:
     "What a stage is an instance of: `train` of `pipelines/lite/seed0/dvc.yaml:train@a-b-0`."
     return stage.split(':')[-1].split('@')[0]
 
-QUICK = ('nbcode', 'code')  # stages that take less time than DVC needs to start
+QUICK = ('nbcode', 'code', 'settings')  # stages that take less time than DVC needs to start
 DRAWN = ('nbcode', 'collect', 'table', 'measured', 'figure', 'study')  # stages that need no more than the records of runs
 
 def waves(stages: list[str]) -> list[list[str]]:
     "Stages in groups that can run side by side, in the order of the pipeline."
-    order = [('nbcode', 'code', 'prepare', 'cost', 'networks', 'look'), ('train', 'baseline', 'static', 'counts'),
+    order = [('nbcode', 'code', 'settings', 'networks', 'prepare', 'cost', 'look'), ('train', 'baseline', 'static', 'counts'),
              ('latency', 'compiled', 'probe'), ('collect', 'audit'), ('table', 'measured', 'figure', 'study', 'gallery', 'leak')]
     return [[s for s in stages if kind(s) in kinds] for kinds in order]
 
@@ -470,6 +487,7 @@ def paper(
     where = files(settings, profile)
     stages = _dvc('stage', 'list', '--name-only', *where).split()
     if stored: stages = [s for s in stages if kind(s) in DRAWN]
+    if not stored and edited(settings, profile): _dvc('repro', '-f', '-s', paths.stage(profile, 'networks'))
     report, ran, stale = Report(stages, jobs), 0, _stale(*where)
     for wave in waves(stages):
         if ran and not stale.issuperset(wave): stale |= _stale(*where)    # what has just run may have changed inputs
@@ -487,6 +505,16 @@ def paper(
         ran += len(todo)
     report.end(ran, paths.paper(profile).relative_to(paths.root()))
     return ran
+
+def edited(settings: Settings, profile: str) -> bool:
+    "Does a backbone that lies outside this package differ from the text that cells depend on? DVC does not know its file."
+    from xbench.backbones import core
+    if profile not in settings.profiles: return False
+    for b in (p := settings.profiles[profile]).backbones:
+        file, module = paths.root()/'build'/profile/'networks'/f'{b}.txt', settings.backbone[b].module or p.module
+        if not module or module.startswith('xbench.') or not file.is_file(): continue
+        if not set(codes.behind(core.entry(b).make)) <= set(file.read_text().splitlines()): return True
+    return False
 
 def pull(
     settings: Settings,
@@ -569,6 +597,7 @@ def main(argv: list[str] | None = None) -> None:
         for a in arguments: p.add_argument(a, nargs='*' if a in ('parameters', 'modules') else None)
         return p
     add('strip', 'source', 'target'), add('code', 'target', 'modules'), add('run', 'source', 'target', 'parameters')
+    add('blueprints', 'profile'), add('settings', 'profile')
     add('prepare', 'profile', 'dataset'), add('baseline', 'profile', 'dataset')
     add('cost', 'profile', 'backbone'), add('collect', 'profile'), add('derive'), add('readme'), add('refresh', 'notebook')
     add('counts'), add('audit', 'profile')
@@ -581,6 +610,8 @@ def main(argv: list[str] | None = None) -> None:
         if a.command == 'strip': strip(a.source, a.target)
         elif a.command == 'code': code(a.target, *a.modules)
         elif a.command == 'run': run(a.source, a.target, **{k: yaml.safe_load(v) for k, v in (p.split('=', 1) for p in a.parameters)})
+        elif a.command == 'blueprints': blueprints(a.profile)
+        elif a.command == 'settings': values(a.profile)
         elif a.command == 'prepare': prepare(a.profile, a.dataset)
         elif a.command == 'baseline': baseline(a.profile, a.dataset)
         elif a.command == 'cost': cost(a.profile, a.backbone)

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['PLACES', 'BROKEN', 'SEARCHED', 'WANTED', 'Record', 'records', 'stage', 'read', 'recomputed', 'interval', 'Images',
-           'images', 'validation', 'origins', 'code_since', 'find', 'explain', 'told', 'opened', 'within', 'problems',
-           'place', 'draw', 'adopt', 'import_runs', 'listed']
+           'images', 'validation', 'origins', 'current', 'code_since', 'find', 'unsound', 'explain', 'told', 'opened',
+           'within', 'problems', 'place', 'draw', 'adopt', 'import_runs', 'outdated', 'sample', 'tried_again',
+           'adopt_code', 'listed']
 
 # %% ../nbs/67_records.ipynb #124d0020
 import csv
@@ -31,7 +32,8 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from . import data, paths
+from . import code, data, paths
+from .cells import Cell, decided, revived
 from .errors import InputError, unknown
 from .evaluate import check, confusion, groups, intervals, metrics, per_class
 from .results import with_groups
@@ -203,17 +205,38 @@ SEARCHED = ('optimizer', 'lr', 'batch', 'search')  # settings that a search deci
 def _plain(v): return v if isinstance(v, str) else f'{v:g}' if isinstance(v, float) else json.dumps(v, ensure_ascii=False)
 
 # %% ../nbs/67_records.ipynb #f5a88147
+def current(
+    made: dict,  # `run.json`
+) -> dict:  # code, network, versions
+    "What would make a run now; its network is not known if the backbone is not here."
+    try:
+        from xbench import runs
+        from xbench.backbones import core
+        cell = revived(made['cell'])
+        core.load(cell.module)
+        return runs.provenance(cell)
+    except (InputError, TypeError, AttributeError): return _code_here(made)
+
+def _code_here(made): return {'code': code.digest(code.training()), 'network': made.get('network'), 'versions': code.versions()}
+
 def code_since(
-    made: dict,  # of `run.json`
+    made: dict,  # `run.json`
+    now: dict,  # from `current`
 ) -> str:
-    "What of the training code differs from that which made a run, as far as git can tell."
+    "Whether the code that made a run is the one here, in words."
+    same = code.tried(paths.results(made['cell']['profile'])/'same_code.csv', made['cell']['backbone'], made.get('kind'))
+    if why := code.stale(made, now, same): return f'{why}; {_by_git(made)}'
+    as_here = (made['code'], made['network']) == (now['code'], now['network'])
+    return 'as here' if as_here else f"another, tried to compute the same ({made['code'][:8]}, here {now['code'][:8]})"
+
+def _by_git(made):
     if not re.fullmatch('[0-9a-f]{40,64}', str(made['commit'])): return 'made outside a git repository'
     deps = yaml.safe_load((paths.root()/'dvc.yaml').read_text())['stages']['code']['deps']
     done = subprocess.run(['git', 'diff', '--name-only', made['commit'], '--', *deps], cwd=paths.root(), capture_output=True, text=True)
     if done.returncode: return 'made from a commit that is not in this repository'
     names = ', '.join(Path(f).name for f in done.stdout.split())
-    said = f'changed since: {names}' if names else 'as here'
-    return said + ('; the tree had uncommitted changes' if made['dirty'] else '')
+    said = f'changed since its commit: {names}' if names else 'no file of it changed since its commit'
+    return said + '; the tree had uncommitted changes'*made['dirty']
 
 # %% ../nbs/67_records.ipynb #b2c5a4b3
 def find(
@@ -237,6 +260,47 @@ def find(
     if meant[0] in away: raise InputError(f'{meant[0]}: its record is not here; `dvc pull {away[meant[0]]}` fetches it')
     return here[meant[0]]
 
+# %% ../nbs/67_records.ipynb #ad1b8b80
+def unsound(
+    record: Record,
+    found: dict,  # from `read`
+    seen: 'Images | None',  # from `images`
+) -> list[str]:
+    "What of a record contradicts its name, its checksums or the images; empty if nothing does."
+    made = found['run']
+    known = seen and (seen.hash == made['data']['hash'] or seen.sha256 == made['data']['ids_sha256'])    # else other images are here
+    return _misnamed(record, made) + (_judged(found['kept'], seen) if known else []) + _altered(record, made, True)
+
+def _misnamed(record, made):
+    "Does a run's id follow from what it says of itself?"
+    cell, end = made['cell'], made['run_id'][-8:]
+    name = paths.cell_name(cell['backbone'], cell['dataset'], cell['seed'])
+    said = [f'run.json: is of {name}']*(record.name != name)
+    said += [f"run.json: its id is {made['run_id']}, it is of {name}"]*(made['run_id'][:-9] != name)
+    if 'code' not in made and (cell['recipe'].get('teacher') or record.file('search.csv').is_file()): return said    # too old to tell
+    given = decided(made.get('asked', cell['recipe']), cell['options'], made['data']['hash'], made.get('teacher'))
+    later = {k: v for k, v in cell['recipe'].items() if 'asked' in made and v != made['asked'].get(k, v) and k not in SEARCHED}
+    said += [f'run.json: {k} is {_plain(v)}, but {_plain(made["asked"][k])} was asked for' for k, v in later.items()]
+    return said + [f'run.json: its id ends in {end}, its settings and images give {given}']*(given != end)
+
+def _altered(record, made, weights=False):
+    "Files that are not those that were written."
+    files = {k: record.file(k) for k in made.get('files', {}) if k in PLACES}
+    if weights: files |= {k: f for k in made.get('files', {}) if (f := paths.work(made['run_id'])/k).is_file() and k not in PLACES}
+    gone = [f'{k}: is not there' for k, f in files.items() if not f.is_file()]
+    return gone + [f'{k}: its content is not what was written (SHA-256)' for k, f in files.items()
+                   if f.is_file() and hashlib.sha256(f.read_bytes()).hexdigest() != made['files'][k]]
+
+def _judged(kept, seen):
+    "What is wrong with the images that predictions are of."
+    if np.array_equal(kept['ids'], seen.names):
+        pairs = set(zip(seen.labels.tolist(), kept['true'].tolist()))    # a name a class, a class a name
+        fits = len(pairs) == len({label for label, _ in pairs}) == len({true for _, true in pairs})
+        return [] if fits else ['predictions.npz: its true classes are not those of the images']
+    theirs, ours = set(kept['ids'].tolist()), set(seen.names.tolist())
+    why = f'{len(ours - theirs)} are missing, {len(theirs - ours)} are unknown' if theirs != ours else 'another order'
+    return [f'predictions.npz: its ids are not the test images of {_shown(seen.list)}: {why}']
+
 # %% ../nbs/67_records.ipynb #db24788a
 def explain(
     run_id: str,  # or the beginning of one
@@ -250,14 +314,17 @@ def explain(
     here = {'hash': seen and seen.hash, 'ids_sha256': seen and seen.sha256, 'val_sha256': validation(made, cell['profile'])}
     rows = [{'metric': k, 'recorded': m.get(k), 'recomputed': v, 'equal': m.get(k) == v} for k, v in again.items()]
     ran_on = {k: m.get(k) for k in ('device', 'devices', 'passes')} | {k: made.get(k) for k in ('device_name', 'python')}
+    now, wrong = current(made), unsound(record, found, seen)
+    who = {'commit': made['commit'], 'dirty': made['dirty'], 'code': made.get('code'), 'network': made.get('network'),
+           'training code': code_since(made, now), 'versions': code.others(made, now) or 'as here',
+           'checksums': 'in run.json' if made.get('files') else 'none, it is an older record'}
     return {'run_id': record.run_id, 'interval': {'top1_low': low, 'top1_high': high, 'groups': n},
             'cell': {k: v for k, v in cell.items() if k != 'recipe'},
-            'settings': [{'setting': k, 'value': v, 'from': where[k]} for k, v in cell['recipe'].items()],
-            'code': {'commit': made['commit'], 'dirty': made['dirty'], 'training code': code_since(made)},
+            'settings': [{'setting': k, 'value': v, 'from': where[k]} for k, v in cell['recipe'].items()], 'code': who,
             'images': [{'fact': k, 'value': v, 'here': '' if here.get(k) is None else 'equal here' if here[k] == v else 'differs here'}
                        for k, v in made['data'].items()],
             'environment': ran_on | made['versions'] | {'date': made['date'], 'seconds': made['seconds']}, 'history': found['history'],
-            'metrics': rows, 'equal': all(r['equal'] for r in rows), **_classes(found['kept'], seen),
+            'metrics': rows, 'wrong': wrong, 'equal': all(r['equal'] for r in rows) and not wrong, **_classes(found['kept'], seen),
             'files': [{'file': _shown(f), 'bytes': f.stat().st_size} for f in _files(record)]}
 
 def _classes(kept, seen):
@@ -298,7 +365,8 @@ def told(
     i, n = found['interval'], found['interval']['groups']
     head = [f"{found['run_id']}: top-1 {by['top1']:.2f} % ({i['top1_low']:.2f} to {i['top1_high']:.2f}) on {by['n']} test images"
             + (f' of {n} groups' if n else ''),
-            f"metrics.json does not follow from the other files: {', '.join(differ)}" if differ else 'its predictions give its metrics']
+            f"metrics.json does not follow from the other files: {', '.join(differ)}" if differ else 'its predictions give its metrics',
+            *found['wrong']]
     return '\n'.join(head + [line for title, rows in sections.items() for line in ('', title, *_aligned(rows))])
 
 def _aligned(rows):
@@ -340,6 +408,7 @@ def problems(
     record: Record,
     settings: Settings,
     profile: str,
+    strict: bool = False,  # refuse what was made with other versions of the libraries, too
 ) -> list[str]:
     "What keeps a record from being taken into a profile; empty if nothing does."
     try:
@@ -353,6 +422,8 @@ def problems(
     wrong = {k: v for k, v in recomputed(found).items() if found['metrics'].get(k) != v}
     said += [f"metrics.json: {k} is {found['metrics'].get(k)}, the other files give {v}" for k, v in wrong.items()]
     if n > most or n < most and not cell.recipe.patience: said.append(f'history.csv: {n} epochs, settings ask for {most}')
+    said += [line for line in _altered(record, made) if not any(s.startswith(line.split(':')[0]) for s in said)]
+    said += _foreign(made, cell, strict)
     mine = Record(paths.results(profile), record.name)
     if mine.run_id == made['run_id'] and mine.file('run.json').is_file() and _differs(mine, record):
         said.append(f"results/{profile} holds this run with other results; remove its runs/{mine.name} first, or leave this one out")
@@ -384,15 +455,14 @@ def _differ(made, cell, seen):
     return [f'{k}: {show(theirs, k)} in the record, {show(ours, k)} here' for k in ours | theirs
             if k not in ours or k not in theirs or theirs[k] != ours[k]]
 
-def _judged(kept, seen):
-    "What is wrong with the images that predictions are of."
-    if np.array_equal(kept['ids'], seen.names):
-        pairs = set(zip(seen.labels.tolist(), kept['true'].tolist()))    # a name a class, a class a name
-        fits = len(pairs) == len({label for label, _ in pairs}) == len({true for _, true in pairs})
-        return [] if fits else ['predictions.npz: its true classes are not those of the images']
-    theirs, ours = set(kept['ids'].tolist()), set(seen.names.tolist())
-    why = f'{len(ours - theirs)} are missing, {len(theirs - ours)} are unknown' if theirs != ours else 'another order'
-    return [f'predictions.npz: its ids are not the test images of {_shown(seen.list)}: {why}']
+def _foreign(made, cell, strict):
+    "Code, network or, if that matters, versions that are not those of this checkout."
+    from xbench import runs
+    now = runs.provenance(cell)
+    same = code.tried(paths.results(cell.profile)/'same_code.csv', cell.backbone, made.get('kind'))
+    if why := code.stale(made, now, same): return [f'run.json: {why}; train it anew there, with this code']
+    other = code.others(made, now)
+    return [f'run.json: it was made with {other}; train it anew with these, or leave out --strict']*bool(strict and other)
 
 def _differs(mine, record):
     "Has a record that is here other results than one that is to come? One that is not whole has none."
@@ -460,19 +530,25 @@ def import_runs(
     profile: str,
     dry_run: bool = False,  # check and tell, write nothing
     kernels: Callable = nullcontext,  # gives variables of the environment for many notebooks: `xbench.warm.process`
-) -> pd.DataFrame:  # a row a record: run_id, its cell, top1 and interval, epochs, device, date, code, becomes
+    strict: bool = False,  # refuse what was made with other versions of the libraries
+) -> pd.DataFrame:  # a row a record: run_id, its cell, top1 and interval, epochs, device, date, code, versions, becomes
     "Take records of another machine into a profile's results. Raises `InputError` with a row a fault; then none is taken."
     settings = load()
     if profile not in settings.profiles: raise unknown('profile', profile, settings.profiles, 'params.yaml')
     with opened(Path(path)) as folder:
         found = within(folder)
         if not found: raise InputError(f'{path}: holds no record; `xbench train --out FOLDER` writes cells/CELL/ and runs/CELL/')
-        wrong, names = [(r.name, said) for r in found for said in problems(r, settings, profile)], [r.name for r in found]
+        wrong, names = [(r.name, said) for r in found for said in problems(r, settings, profile, strict)], [r.name for r in found]
         wrong += [(n, 'is there twice; leave one out') for n in dict.fromkeys(names) if names.count(n) > 1]
         bad = len({n for n, _ in wrong})
         if wrong: raise InputError(f'{path}: nothing was taken; not fit: {bad} of {len(found)} records', wrong)
         made = {r.name: _made(r.file('run.json')) for r in found}
-        table = pd.DataFrame([_row(r) | {'code': code_since(made[r.name]), 'becomes': _becomes(r, profile)} for r in found])
+        now = {r.name: current(made[r.name]) for r in found}
+        by = {n: {'code': code_since(m, now[n]), 'versions': code.others(m, now[n]) or 'as here'} for n, m in made.items()}
+        table = pd.DataFrame([_row(r) | by[r.name] | {'becomes': _becomes(r, profile)} for r in found])
+        if other := [v for v in table.versions if v != 'as here']:
+            said = f'{len(other)} of {len(table)} runs were made with other versions, e.g. {other[0]}'
+            print(f'xbench: {said}; --strict refuses them', file=sys.stderr)
         if not dry_run:
             _before(profile, made)
             for r in found: place(r, Record(paths.results(profile), r.name))
@@ -482,9 +558,9 @@ def import_runs(
 def _before(profile, made):
     "Bring up to date what the stages depend on, or DVC would train them when it next does."
     datasets = {m['cell']['dataset']: m['data']['hash'] for m in made.values()}
-    _dvc('repro', '-q', '-s', *(paths.stage(profile, s) for s in ('nbcode@train', 'code', *(f'prepare@{d}' for d in datasets))))
-    for d, code in datasets.items():
-        if images(profile, d).hash != code: raise InputError(f'{d}: packed anew, its images are others; nothing was taken')
+    _current(profile, datasets)
+    for d, digest in datasets.items():
+        if images(profile, d).hash != digest: raise InputError(f'{d}: packed anew, its images are others; nothing was taken')
 
 def _row(record):
     made, m = _made(record.file('run.json')), _measured(record.file('metrics.json'))
@@ -497,6 +573,108 @@ def _becomes(record, profile):
     if mine not in records(mine.out): return 'new'
     return 'here already' if mine.run_id == record.run_id else f'in place of {mine.run_id}'
 
+# %% ../nbs/67_records.ipynb #156805c2
+def outdated(
+    settings: Settings,
+    profile: str,
+) -> dict[Record, tuple]:  # `run.json`, cell, what would make it now
+    "A profile's runs of the present settings and images whose code or network is another one."
+    from xbench import runs
+    found = {}
+    for r in records(paths.results(profile)):
+        try:
+            made = _part(r, 'run.json', _made)
+            cell, _, run = _expected(r, made, settings, profile)
+        except InputError: continue
+        now, same = runs.provenance(cell), code.tried(paths.results(profile)/'same_code.csv', cell.backbone, made.get('kind'))
+        if made['run_id'] == run and 'code' in made and code.stale(made, now, same): found[r] = made, cell, now
+    return found
+
+def sample(
+    runs: dict[Record, tuple],  # from `outdated`
+    seed: int = 0,
+) -> list[Record]:
+    "One run for each code and network, backbone and kind."
+    groups = {}
+    for r, (made, cell, _) in runs.items(): groups.setdefault((cell.backbone, made['kind'], made['code'], made['network']), []).append(r)
+    rng = np.random.default_rng(seed)
+    return [sorted(groups[k], key=lambda r: r.name)[rng.integers(len(groups[k]))] for k in sorted(groups)]
+
+def tried_again(
+    record: Record,
+    cell: Cell,
+    work: Path,  # folder for what it gives; a run that is there is not trained twice
+    progress: bool = True,
+) -> str:  # empty, or what differs
+    "Train a run by the code that is here, and compare the bytes."
+    from xbench import runs
+    runs.execute(cell, work, progress, work=work)
+    other = Record(work, record.name)
+    if record.file('history.csv').read_bytes() != other.file('history.csv').read_bytes(): return 'history.csv'
+    one, two = (dict(np.load(r.file('predictions.npz'))) for r in (record, other))
+    same = one.keys() == two.keys() and all(one[k].dtype == two[k].dtype and np.array_equal(one[k], two[k]) for k in one)
+    return '' if same else 'predictions.npz'
+
+# %% ../nbs/67_records.ipynb #d12dafec
+def adopt_code(
+    profile: str,
+    seed: int = 0,  # of the draw
+    progress: bool = True,  # bars on standard error
+) -> pd.DataFrame:  # a row a run that was trained: run_id, kind, code, network, new_code, new_network; how many count by it
+    "Let runs count as made by the code that is here. Raises `InputError` if it computes otherwise, or where bytes cannot tell."
+    settings = load()
+    if profile not in settings.profiles: raise unknown('profile', profile, settings.profiles, 'params.yaml')
+    _current(profile, {r.name.split('-')[1] for r in records(paths.results(profile))} & {*settings.profiles[profile].datasets})
+    found, rows = outdated(settings, profile), []
+    drawn = sample(found, seed)
+    for r in drawn: _triable(r, *found[r])
+    for r in drawn:
+        made, cell, now = found[r]
+        work = paths.work('adopt')/f"{now['code']}-{now['network']}"/made['run_id']
+        if what := tried_again(r, cell, work, progress):
+            raise InputError(f"{made['run_id']}: its {what} comes out otherwise by the code that is here, so no run of {profile} is "
+                             f'adopted; `make paper PROFILE={profile}` trains what is out of date')
+        key = {'backbone': cell.backbone, 'kind': made['kind'], 'code': made['code'], 'network': made['network']}
+        counts = sum((m['kind'], c.backbone, m['code'], m['network']) == (made['kind'], cell.backbone, made['code'], made['network'])
+                     for m, c, _ in found.values())
+        rows.append(key | {'new_code': now['code'], 'new_network': now['network'], 'run_id': made['run_id'], 'counts': counts})
+    if rows:
+        _keep(paths.results(profile)/'same_code.csv', rows)
+        _commit(profile, [r.name for r in found])
+        shutil.rmtree(paths.work('adopt'))
+    return pd.DataFrame(rows, columns=[*code.TRIED, 'counts'])
+
+def _current(profile, datasets):
+    "Bring up to date what cells depend on."
+    needed = ('nbcode@train', 'code', 'networks', 'settings', *(f'prepare@{d}' for d in sorted(datasets)))
+    _dvc('repro', '-q', '-s', *(paths.stage(profile, s) for s in needed))
+
+def _triable(record, made, cell, now):
+    "Raise `InputError` where other bytes would say nothing about the code."
+    import torch
+    m, on = _part(record, 'metrics.json', _measured), 'cuda' if torch.cuda.is_available() else 'cpu'
+    threads = ('threads', made['cell']['threads'], cell.threads)
+    for what, there, this in (('device', m['device'], on), ('devices', m.get('devices', 1), 1), threads):
+        if there != this: raise InputError(f"{made['run_id']}: {what} {there}, here {this}; bytes compare on the same alone, try it there")
+    if other := code.others(made, now):
+        raise InputError(f"{made['run_id']}: was made with {other}; bytes compare under the same alone, install these")
+
+def _keep(file, rows):
+    before = pd.read_csv(file, dtype=str, keep_default_na=False) if file.is_file() else None
+    table = pd.concat([before, pd.DataFrame(rows)[list(code.TRIED)]]).drop_duplicates()
+    with paths.whole(file) as part: table.to_csv(part, index=False, lineterminator='\n')
+
+def _commit(profile, names):
+    "Let DVC take runs whose code or network alone is another one for it."
+    stages, ours = [stage(profile, name) for name in names], (f'build/{profile}/train.code', f'build/{profile}/networks/')
+    left = json.loads(_dvc('status', '--json', *stages) or '{}')
+    code_alone = [s for s, changes in left.items() if all(isinstance(c, dict) and [*c] == ['changed deps'] and
+                                                         all(any(o in d for o in ours) for d in c['changed deps']) for c in changes)]
+    if code_alone: _dvc('commit', '-q', '-f', *code_alone)
+    if more := sorted(set(left) - set(code_alone)):
+        said = f'{len(more)} runs have changed in more than their code for DVC, e.g. {more[0]}'
+        print(f'xbench: {said}; `dvc status` tells how', file=sys.stderr)
+
 # %% ../nbs/67_records.ipynb #adb098da
 def listed(
     profile: str | None = None,  # all that have runs when not given
@@ -506,9 +684,15 @@ def listed(
     rows = []
     for p in profiles:
         for r in records(paths.results(p)):
-            try: rows.append({'profile': p, **_row(r), 'note': ''})
+            try: rows.append({'profile': p, **_row(r), 'note': _note(_made(r.file('run.json')))})
             except FileNotFoundError as e: rows.append({'profile': p, 'run_id': r.run_id, 'note': f'{Path(e.filename).name} is not there'})
             except BROKEN: rows.append({'profile': p, 'run_id': r.run_id, 'note': 'damaged; `xbench explain` tells where'})
     if not rows: raise InputError(f"results/{profile or ''}: no runs here; `make paper` trains them, `dvc pull` fetches published ones")
     table = pd.DataFrame(rows)
     return table if table.note.any() else table.drop(columns='note')
+
+def _note(made):
+    "What of a run is not as here, by its code and the versions of libraries; `explain` looks at its network, too."
+    now, cell = _code_here(made), made['cell']
+    why = code.stale(made, now, code.tried(paths.results(cell['profile'])/'same_code.csv', cell['backbone'], made.get('kind')))
+    return '; '.join(filter(None, (why, (other := code.others(made, now)) and f'made with {other}')))
