@@ -199,13 +199,15 @@ def blueprints(profile: str) -> None:
         with paths.whole(paths.root()/'build'/profile/'networks'/f'{b}.txt') as part: part.write_text(text)
 
 def values(profile: str) -> None:
-    "Write what the settings of a profile come to, a file a backbone and dataset."
+    "Write what the settings of a profile come to, a file a dataset, and a file a backbone and dataset."
     settings = load()
+    def put(name, known):
+        with paths.whole(paths.root()/'build'/profile/'settings'/f'{name}.json') as part:
+            part.write_text(json.dumps(known, indent=1, sort_keys=True) + '\n')
     for b, d in product(settings.profiles[profile].backbones, settings.profiles[profile].datasets):
         cell = resolve(settings, profile, b, d)
-        known = {'name': cell.recipe_name, 'recipe': cell.recipe.model_dump(), 'options': cell.options, 'threads': cell.threads}
-        with paths.whole(paths.root()/'build'/profile/'settings'/f'{b}-{d}.json') as part:
-            part.write_text(json.dumps(known, indent=1, sort_keys=True) + '\n')
+        put(d, {'path': cell.path, 'split': cell.split, 'images': cell.images.model_dump()})
+        put(f'{b}-{d}', {'name': cell.recipe_name, 'recipe': cell.recipe.model_dump(), 'options': cell.options, 'threads': cell.threads})
 
 # %% ../nbs/70_pipeline.ipynb #ac104280
 def freeze(profile: str) -> None:
@@ -469,7 +471,7 @@ DRAWN = ('nbcode', 'collect', 'table', 'measured', 'figure', 'study')  # stages 
 
 def waves(stages: list[str]) -> list[list[str]]:
     "Stages in groups that can run side by side, in the order of the pipeline."
-    order = [('nbcode', 'code', 'settings', 'networks', 'prepare', 'cost', 'look'), ('train', 'baseline', 'static', 'counts'),
+    order = [('nbcode', 'code', 'settings'), ('networks', 'prepare', 'cost', 'look'), ('train', 'baseline', 'static', 'counts'),
              ('latency', 'compiled', 'probe'), ('collect', 'audit'), ('table', 'measured', 'figure', 'study', 'gallery', 'leak')]
     return [[s for s in stages if kind(s) in kinds] for kinds in order]
 
