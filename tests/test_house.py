@@ -19,9 +19,9 @@ from xbench.settings import load
 
 MODULES = sorted(m.name for m in pkgutil.walk_packages(xbench.__path__, 'xbench.') if not m.name.endswith('._modidx'))
 # what each line of the design may import: lines above it, never below
-LINES = [['errors', 'paths', 'warm', 'code'], ['cells', 'stats', 'xscore'], ['settings', 'published'],
+LINES = [['errors', 'paths', 'locks', 'testing', 'warm', 'code'], ['cells', 'stats', 'xscore'], ['settings', 'published'],
          ['backbones', 'elements', 'cost', 'latency', 'export'],
-         ['cards', 'splits', 'sources', 'fetch', 'pack', 'data', 'augment', 'corrupt', 'check', 'datasets'],
+         ['files', 'cards', 'splits', 'sources', 'fetch', 'pack', 'data', 'augment', 'corrupt', 'check', 'datasets'],
          ['recipes', 'checkpoint', 'train', 'evaluate', 'reliability'],
          ['baseline', 'runs', 'plan', 'results', 'figures', 'score', 'audit', 'records', 'own', 'recommend'], ['pipeline', 'cli']]
 LEVEL = {name: i for i, line in enumerate(LINES) for name in line}
@@ -140,8 +140,8 @@ def test_training_cells_depend_on_what_they_import():
     stages = yaml.safe_load((ROOT/'dvc.yaml').read_text())['stages']
     named = [set(stages[s]['deps']) for s in ('code', 'networks', 'settings')]
     assert named[0] == {*modules(), 'xbench/code.py'} and all(d in stages['train']['deps'] for d in stages['code']['outs'])
-    plumbing = {'paths', 'errors', 'backbones'}    # where and whether, not what
-    plumbing |= {'cards', 'sources', 'pack'}    # they made the packed images, which the cells depend on
+    plumbing = {'paths', 'errors', 'locks', 'backbones'}    # where and whether, not what
+    plumbing |= {'cards', 'files', 'sources', 'pack'}    # they made the packed images, which the cells depend on
     assert {m.removeprefix('xbench.').replace('.', '/') for m in found} - plumbing == {
         d.removeprefix('xbench/').removesuffix('.py') for d in set.union(*named)} - {'settings', 'backbones/weights'}
 

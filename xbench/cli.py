@@ -105,12 +105,13 @@ def corrupt(a: argparse.Namespace) -> pd.DataFrame:
 
     from xbench import corrupt as kinds
     from xbench import paths, runs
-    found = runs.robustness(_cell(a), a.out, a.images)
+    file = next(paths.work(a.against).glob('runs/*/corruptions.npz'), None) if a.against else None
+    if a.against and not file:
+        raise InputError(f'--against {a.against}: no corruptions in {paths.work(a.against)}; run `xbench corrupt` for it')
+    found = runs.robustness(_cell(a), a.out, a.images, against=file)
     rows = [{'corruption': c, **{str(s): found[c, s] for s in kinds.SEVERITIES}} for c in kinds.CORRUPTIONS]
     table = pd.DataFrame(rows).assign(mean=lambda t: t.iloc[:, 1:].mean(1))
-    if a.against:
-        file = next(paths.work(a.against).glob('runs/*/corruptions.npz'), None)
-        if not file: raise InputError(f'--against {a.against}: no corruptions in {paths.work(a.against)}; run `xbench corrupt` for it')
+    if file:
         other = runs.errors(dict(np.load(file)))
         mean, each = kinds.mce(*({k: v for k, v in e.items() if k[1]} for e in (found, other)))
         table = pd.concat([table.assign(ce=table.corruption.map(each)), pd.DataFrame([{'corruption': 'mCE', 'ce': mean}])])

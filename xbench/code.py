@@ -177,8 +177,8 @@ def _meant(chain, part, sources):
 
 # %% ../nbs/07_code.ipynb #4578e4d9
 ROOTS = ('xbench.runs.execute', 'xbench.cells.Plain')
-APART = ('xbench.errors', 'xbench.paths', 'xbench.pack', 'xbench.code', 'xbench.backbones.core.register',
-         *(f'xbench.runs.{name}' for name in ('provenance', 'kind_of', 'finished', 'live', 'environment')))
+APART = ('xbench.errors', 'xbench.paths', 'xbench.locks', 'xbench.pack', 'xbench.code', 'xbench.backbones.core.register',
+         *(f'xbench.runs.{name}' for name in ('provenance', 'kind_of', 'locked', 'finished', 'live', 'environment')))
 
 def apart(name: str) -> bool:
     "Is a definition one that decides no result?"

@@ -44,6 +44,8 @@ def load(
         with open(folder/'ids.csv', newline='') as f: rows = list(csv.DictReader(f))
         split, group, name = (np.array([r[k] for r in rows]) for k in ('split', 'group', 'name'))
         found = json.loads((folder/'card.json').read_text())
-    except (OSError, ValueError, KeyError) as e: raise InputError(f'{folder}: not a packed dataset ({e}); pack it again') from None
-    if not len(images) == len(labels) == len(rows): raise InputError(f'{folder}: images, labels and ids differ in length; pack it again')
+    except (OSError, EOFError, ValueError, KeyError) as e:
+        raise InputError(f'{folder}: not a whole packed dataset ({" ".join(str(e).split())[:120]}); delete the folder') from None
+    if not len(images) == len(labels) == len(rows):
+        raise InputError(f'{folder}: images, labels and ids differ in length; delete the folder')
     return Packed(images, labels, split, found, group, name)

@@ -28,6 +28,7 @@ from . import __version__, paths
 from .cards import card
 from .errors import InputError
 from .files import members
+from .locks import alone
 
 pooch.get_logger().setLevel('ERROR')
 
@@ -135,6 +136,10 @@ def fetch(
     if c['access'] == 'here': raise InputError(f'{slug}: comes with the project or beside it, nothing to fetch; `xbench data show {slug}`')
     if c['access'] == 'path': raise InputError(f"{slug}: {c['how']}")
     if (home/'fetched.json').exists() and (home/'files').is_dir(): return home
+    with alone(f'fetching {slug}'): return _fetched(slug, c, home, progress)
+
+def _fetched(slug, c, home, progress):
+    if (home/'fetched.json').exists() and (home/'files').is_dir(): return home    # by whoever came first
     record = _recorded(home)
     wanted = [f for f in c['files'] if f['url'] or c['access'] == 'hand']    # an open dataset may be had in another form too
     missing = [f for f in wanted if not (home/'archives'/f['name']).exists() and not _address(slug, f)]

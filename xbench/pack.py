@@ -22,8 +22,10 @@ from tqdm import tqdm
 
 from . import paths
 from .cards import blank_card, card, cards
+from .data import load
 from .errors import InputError
 from .files import contents, decode
+from .locks import alone
 from .sources import groups_file, images_of, open_source
 from .splits import choose
 
@@ -197,10 +199,21 @@ def prepare(
     folder, source = cell.packed, paths.source(cell.path)
     asked = {'path': cell.path, 'split': cell.split, **cell.images.model_dump(), 'files': contents(images_of(source))}
     if table := groups_file(source, cell.dataset): asked['groups'] = checksum(table)
-    try: done = json.loads((folder/'asked.json').read_text()) == asked and not force
-    except (OSError, ValueError): done = False
-    if not done:
+    if not force and _done(folder, asked): return folder
+    with alone(f'packing {folder.parent.name}-{folder.name}'):
+        if not force and _done(folder, asked): return folder    # by whoever came first
         i = cell.images
         pack(source, folder, i.size, cell.dataset, i.train, i.test, i.fit, cell.split, progress=progress)
         with paths.whole(folder/'asked.json') as part: part.write_text(json.dumps(asked) + '\n')
     return folder
+
+def _done(folder, asked):
+    "Are the images packed as asked, and whole?"
+    try:
+        if json.loads((folder/'asked.json').read_text()) != asked: return False
+    except (OSError, ValueError): return False
+    try: load(folder)
+    except InputError as e:
+        print(f'xbench: {e}; it is packed again', file=sys.stderr)
+        return False
+    return True

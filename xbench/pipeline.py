@@ -33,6 +33,7 @@ import yaml
 from . import code as codes
 from . import paths, warm
 from .errors import InputError, one_line_errors, unknown
+from .locks import alone
 from .settings import Settings, load, resolve
 
 # %% ../nbs/70_pipeline.ipynb #3751930f
@@ -481,7 +482,9 @@ def paper(
     stored: bool = False,  # draw tables and figures from stored records, run nothing else
 ) -> int:  # number of stages that ran
     "Bring a profile's paper up to date. Raises `InputError` for bad input, before work starts where it can be known."
-    settings = load()
+    with alone('making a paper', wait=False): return _made(load(), profile, jobs, stored)
+
+def _made(settings, profile, jobs, stored):
     if profile in (*DERIVED, *ASIDE): update(settings)
     pull(settings, profile) if stored else check(settings, profile)
     threads = {'cost': settings.cost.threads, 'data': 1, 'audit': 1}.get(profile) or settings.profiles[profile].threads

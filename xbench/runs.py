@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PARTS', 'taught_by', 'run_id', 'check', 'network', 'teacher', 'blueprint', 'provenance', 'kind_of', 'search',
-           'execute', 'finished', 'live', 'environment', 'robustness', 'errors', 'main']
+           'locked', 'execute', 'finished', 'live', 'environment', 'robustness', 'errors', 'main']
 
 # %% ../nbs/60_runs.ipynb #1aaa1132
 import argparse
@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cache
@@ -33,6 +33,7 @@ from .backbones import core
 from .cells import Cell, candidates, decided, height_width, read
 from .errors import InputError, one_line_errors
 from .evaluate import MANY, groups, intervals, metrics, predictions, save
+from .locks import alone
 from .pack import prepare
 from .splits import carve, thinned
 from .train import at_first, fabric, fit, predict, seed_all
@@ -160,6 +161,13 @@ def _given(kept, made):
     except (OSError, ValueError, KeyError, TypeError): return False
 
 # %% ../nbs/60_runs.ipynb #6ded1837
+@contextmanager
+def locked(fab, what: str) -> Iterator[None]:
+    "Let one of the devices hold the lock for all of them."
+    with alone(what) if fab.is_global_zero else nullcontext():
+        fab.barrier()
+        yield
+
 def execute(
     cell: Cell,
     out: str | Path | None = None,  # folder for the results; `work/<run id>` when not given
@@ -179,8 +187,13 @@ def execute(
     if cell.recipe.batch < 2*fab.world_size:
         raise InputError(f'batch ({cell.recipe.batch}) must hold two images for each of {fab.world_size} devices; raise it')
     with fab.rank_zero_first(local=True): packed = data.load(prepare(cell, progress=progress and fab.is_global_zero))
-    run, classes = run_id(cell, packed.card['hash']), len(packed.card['classes'])
-    work, out, made, kind = Path(work or paths.work(run)), Path(out or paths.work(run)), provenance(cell), kind_of(packed, cell.recipe)
+    run = run_id(cell, packed.card['hash'])
+    with locked(fab, f'training {run}'):
+        work, out = (Path(p or paths.work(run)) for p in (work, out))
+        return _executed(cell, packed, run, fab, work, out, progress, again, every, strict, start)
+
+def _executed(cell, packed, run, fab, work, out, progress, again, every, strict, start):
+    made, kind, classes = provenance(cell), kind_of(packed, cell.recipe), len(packed.card['classes'])
     found, said = finished(out, cell, run, made, kind, strict) if not again else (None, '')
     if said and fab.is_global_zero:
         what = f'taken up although {said}; --strict trains it anew' if found else f'trained anew, {said}'
@@ -305,6 +318,7 @@ def robustness(
     out: str | Path | None = None,  # folder of its record
     most: int = 500,  # test images, evenly spread
     progress: bool = True,
+    against: Path | None = None,  # `corruptions.npz` of a run that must have seen the same images and classes
 ) -> dict[tuple[str, int], float]:  # by corruption and severity, ('clean', 0) first: top-1 error in percent
     "Errors of a finished run under corruption. Raises `InputError` if it is not finished."
     from tqdm import tqdm
@@ -326,18 +340,26 @@ def robustness(
     test = np.flatnonzero(packed.split == 'test')
     test = test[np.unique(np.linspace(0, len(test) - 1, min(most, len(test))).round().astype(int))]
     images, at, right = packed.images[test], np.arange(len(test)), {}
+    shown = hashlib.sha256('\n'.join([*packed.card['classes'], *packed.name[test]]).encode()).hexdigest()[:16]
+    if against and str(np.load(against).get('images', shown)) != shown:
+        raise InputError(f'{against}: of other images or classes than {run} sees; run `xbench corrupt` for both on the same images')
     kinds = [('clean', 0), *((c, s) for c in corrupt.CORRUPTIONS for s in corrupt.SEVERITIES)]
     for kind, severity in tqdm(kinds, desc=run, disable=not progress):
         seen = images if not severity else corrupt.batch(images, packed.name[test], kind, severity)
-        right[kind, severity] = predict(model, seen, at, augment, fab=fab).argmax(1) == packed.labels[test]
+        right[kind, severity] = int((predict(model, seen, at, augment, fab=fab).argmax(1) == packed.labels[test]).sum())
     with paths.whole((Path(out) if out else paths.work(run))/'runs'/name/'corruptions.npz') as part, open(part, 'wb') as f:
-        np.savez_compressed(f, ids=packed.name[test], **{f'{k}-{s}': v for (k, s), v in right.items()})
-    return errors(right)
+        np.savez_compressed(f, kinds=np.array([f'{k}-{s}' for k, s in right]), right=np.array(list(right.values())), n=len(test),
+                            images=shown)
+    return errors({k: 100*(1 - v/len(test)) for k, v in right.items()})
 
-def errors(right: dict) -> dict[tuple[str, int], float]:
-    "Top-1 errors in percent of `corruptions.npz`, opened or as `robustness` has it."
-    pair = lambda k: k if isinstance(k, tuple) else (k.rpartition('-')[0], int(k.rpartition('-')[2]))
-    return {pair(k): round(100*float(1 - np.mean(v)), 4) for k, v in right.items() if k != 'ids'}
+def errors(
+    right: dict,  # `corruptions.npz`, opened; or errors in percent by corruption and severity
+) -> dict[tuple[str, int], float]:  # percent
+    "Top-1 errors by corruption and severity."
+    pair = lambda k: (k.rpartition('-')[0], int(k.rpartition('-')[2]))
+    if 'kinds' in right: right = {pair(k): 100*(1 - r/right['n']) for k, r in zip(right['kinds'].tolist(), right['right'])}
+    elif 'ids' in right: right = {pair(k): 100*(1 - np.mean(v)) for k, v in right.items() if k != 'ids'}    # as it was once
+    return {k: round(float(v), 4) for k, v in right.items()}
 
 # %% ../nbs/60_runs.ipynb #ad998e9f
 def main(argv: list[str] | None = None) -> None:
