@@ -22,7 +22,8 @@ LINES = [['errors', 'paths', 'warm'], ['cells', 'stats', 'xscore'], ['settings',
          ['backbones', 'elements', 'cost', 'latency', 'export'],
          ['cards', 'splits', 'sources', 'fetch', 'pack', 'data', 'augment', 'corrupt', 'check', 'datasets'],
          ['recipes', 'checkpoint', 'train', 'evaluate'],
-         ['baseline', 'runs', 'plan', 'results', 'figures', 'score', 'audit', 'records', 'own', 'recommend'], ['pipeline', 'cli']]
+         ['baseline', 'runs', 'plan', 'results', 'figures', 'score', 'audit', 'records', 'own', 'recommend',
+          'trained'], ['pipeline', 'cli']]
 LEVEL = {name: i for i, line in enumerate(LINES) for name in line}
 
 
