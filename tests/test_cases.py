@@ -7,7 +7,6 @@ import shutil
 import sys
 import tarfile
 import zipfile
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -84,12 +83,13 @@ def brightness(data): return {c: data.images[data.labels == k].mean() for k, c i
 
 def test_mended_labels_of_the_same_size_are_seen(home):
     images = np.stack([np.full((8, 8), 40 + 150*(k % 2), np.uint8) for k in range(60)])
-    def written(labels): np.savez('x.npz', **{f'{s}_{k}': v for s in ('train', 'test') for k, v in (('images', images), ('labels', labels))})
+    def written(labels):
+        np.savez('x.npz', **{f'{s}_{k}': v for s in ('train', 'test') for k, v in (('images', images), ('labels', labels))})
     made = []
     for labels in (np.arange(60)//30, np.arange(60) % 2):
         written(labels)
         made.append(load(prepare(resolve(settings(), 'demo', 'shufflenet', 'x.npz'), progress=False)).labels)
-    assert (made[0] != made[1]).any() and (made[1][:60] == np.array([int(n.split('/')[1]) % 2 for n in np.sort([f'x/{k}' for k in range(60)])])).all()
+    assert (made[0] != made[1]).any() and sorted(made[1].tolist()) == [0]*60 + [1]*60
 
 
 @pytest.mark.parametrize('form, splits', [('{c}/202{half}/{k}.png', ('',)), ('{s}/{c}/202{half}/{k}.png', ('train', 'test')),
@@ -234,8 +234,8 @@ def test_a_folder_with_files_that_are_called_like_ours(tmp_path):
 
 # settings and tables
 
-@pytest.mark.parametrize('text, words', [('train: {epochs: 3, epochs: 1}', 'epochs stands twice'), ('seeds: [010]', '010'), ('epochs: 1:30', '1:30'),
-                                         ('no: data', 'no'), ('2024: data', '2024')])
+@pytest.mark.parametrize('text, words', [('train: {epochs: 3, epochs: 1}', 'epochs stands twice'), ('seeds: [010]', '010'),
+                                         ('epochs: 1:30', '1:30'), ('no: data', 'no'), ('2024: data', '2024')])
 def test_settings_that_mean_two_things(home, capsys, text, words):
     (home/'params.yaml').write_text((home/'params.yaml').read_text() + f'\nmore:\n  {text}\n')
     command(capsys, 'train', 'shufflenet', 'digits', '--dry-run', words=['params.yaml, line', words])
@@ -247,7 +247,8 @@ def test_settings_in_another_coding(home, capsys, coding):
     command(capsys, 'train', 'shufflenet', 'digits', '--dry-run', words=['params.yaml', 'not UTF-8'])
 
 
-@pytest.mark.parametrize('given, words', [(('--seed', '-1'), 'seed -1'), (('--set', 'epochs=010'), '010'), (('--set', 'epochs=1:30'), '1:30')])
+@pytest.mark.parametrize('given, words', [(('--seed', '-1'), 'seed -1'), (('--set', 'epochs=010'), '010'),
+                                          (('--set', 'epochs=1:30'), '1:30')])
 def test_values_on_the_command_line(home, capsys, given, words):
     command(capsys, 'train', 'shufflenet', 'digits', '--dry-run', *given, words=[words])
 
@@ -266,7 +267,8 @@ def test_the_reason_of_a_dry_run(home, capsys):
     command(capsys, 'train', 'shufflenet', './x', '--dry-run', words=['x', 'one class'])
 
 
-@pytest.mark.parametrize('text, coding', [('b;cifar10\nmine;90,5\n', 'utf-8'), ('b\tcifar10\nmine\t90.5\n', 'utf-16'), ('sep=;\nb;CIFAR-10\nmine;90.5\n', 'utf-8-sig'),
+@pytest.mark.parametrize('text, coding', [('b;cifar10\nmine;90,5\n', 'utf-8'), ('b\tcifar10\nmine\t90.5\n', 'utf-16'),
+                                          ('sep=;\nb;CIFAR-10\nmine;90.5\n', 'utf-8-sig'),
                                           ('b,cifar10\n\nmine , 90.5 %\n', 'utf-8')])
 def test_accuracies_as_spreadsheets_write_them(tmp_path, text, coding):
     from xbench.score import read_csv
@@ -303,7 +305,7 @@ def checked(home, **parts): return own.check(loaded(home, NET.format(**{'init': 
 
 
 def test_a_network_that_reads_a_file_is_named_by_what_it_reads(home):
-    text = 'import json\ndef Net(n): return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, json.load(open("w.json"))), nn.LazyLinear(n))'
+    text = 'import json\ndef Net(n): return nn.Sequential(nn.Conv2d(3, json.load(open("w.json")), 9, 9), nn.Flatten(), nn.LazyLinear(n))'
     slugs = []
     for width in (8, 64, 8):
         (home/'w.json').write_text(json.dumps(width))
@@ -314,7 +316,8 @@ def test_a_network_that_reads_a_file_is_named_by_what_it_reads(home):
 @pytest.mark.parametrize('parts, words', [
     ({'init': f'{HEAD}; self.blocks = [nn.Conv2d(3, 3, 1)]', 'forward': USE.replace('x.mean', 'self.blocks[0](x).mean')}, 'self.blocks'),
     ({'init': f'{HEAD}; self.d = {{"a": [nn.Conv2d(3, 3, 1)]}}', 'forward': USE.replace('x.mean', 'self.d["a"][0](x).mean')}, 'self.d'),
-    ({'init': f'{HEAD}; self.w = [torch.ones(1, requires_grad=True)]', 'forward': USE.replace('x.mean', '(x*self.w[0]).mean')}, 'not registered'),
+    ({'init': f'{HEAD}; self.w = [torch.ones(1, requires_grad=True)]', 'forward': USE.replace('x.mean', '(x*self.w[0]).mean')},
+     'not registered'),
     ({'forward': 'x.mul_(.5).add_(3.); ' + USE}, 'changes the images'), ({'init': f'{HEAD}.double()'}, 'float64')])
 def test_networks_that_would_not_be_what_they_seem(home, parts, words): refused(lambda: checked(home, **parts), words)
 
@@ -327,8 +330,8 @@ def test_networks_that_can_be_trained(home):
 
 
 @pytest.mark.parametrize('how', ['def Net(pretrained=False, **kwargs): return Small(kwargs["num_classes"])',
-                                 'def Net(in_channels=3, n_classes=2): return Small(n_classes)', 'def Net(*, classes): return Small(classes)',
-                                 'Net = Small'])
+                                 'def Net(in_channels=3, n_classes=2): return Small(n_classes)',
+                                 'def Net(*, classes): return Small(classes)', 'Net = Small'])
 def test_the_number_of_classes_goes_where_it_belongs(home, how):
     small = NET.format(init=HEAD, forward=USE).replace('Net', 'Small')
     assert loaded(home, f'{small}\n{how}').make(7).head.out_features == 7
@@ -352,7 +355,8 @@ def test_files_that_are_called_like_libraries(home):
     import importlib
 
     import papermill
-    assert hasattr(html, 'escape') and hasattr(papermill, 'execute_notebook') and importlib.util.find_spec('onnx').submodule_search_locations
+    assert hasattr(html, 'escape') and hasattr(papermill, 'execute_notebook')
+    assert importlib.util.find_spec('onnx').submodule_search_locations
 
 
 def test_recurrent_layers_are_counted():
@@ -369,7 +373,8 @@ def test_weights_as_they_are_kept(tmp_path):
     def put(kept):
         torch.save(kept, tmp_path/'w.pt')
         return lambda: load_weights(core.create('mobileone_s0', 10), tmp_path/'w.pt')
-    for kept in ({f'module.{k}': v for k, v in state.items()}, {'state_dict': {f'_orig_mod.{k}': v for k, v in state.items()}}, {'ema': state}):
+    for kept in ({f'module.{k}': v for k, v in state.items()}, {'state_dict': {f'_orig_mod.{k}': v for k, v in state.items()}},
+                 {'ema': state}):
         assert put(kept)().state_dict()[first].equal(state[first])
     refused(put(core.create('mobileone_s0', 1000).state_dict()), '1000')
     refused(put({**state, first: state[first]*float('nan')}), first, 'NaN')

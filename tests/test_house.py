@@ -23,7 +23,8 @@ LINES = [['errors', 'paths', 'locks', 'testing', 'warm', 'code'], ['cells', 'sta
          ['backbones', 'elements', 'cost', 'latency', 'export'],
          ['files', 'cards', 'splits', 'sources', 'fetch', 'pack', 'data', 'augment', 'corrupt', 'check', 'datasets'],
          ['recipes', 'checkpoint', 'train', 'evaluate', 'reliability'],
-         ['baseline', 'runs', 'plan', 'results', 'figures', 'score', 'audit', 'records', 'own', 'recommend'], ['pipeline', 'cli']]
+         ['baseline', 'runs', 'plan', 'results', 'figures', 'score', 'audit', 'records', 'own', 'recommend',
+          'trained'], ['pipeline', 'cli']]
 LEVEL = {name: i for i, line in enumerate(LINES) for name in line}
 
 

@@ -6,6 +6,7 @@
 __all__ = ['ACTIVATIONS', 'Node', 'trace', 'residuals', 'elements', 'anatomy']
 
 # %% ../nbs/30_elements.ipynb #cf969931
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import groupby
 
@@ -22,18 +23,19 @@ class Node:
     parents: tuple  # indices of the nodes it reads
     shape: tuple  # of its output
     conv: dict = field(default_factory=dict)  # kernel, stride, groups, c_in, c_out of a convolution
+    inside: tuple = ()  # ids of the modules that it runs in, the innermost last
 
 class _Recorder(TorchDispatchMode):
     def __init__(self, image):
         super().__init__()
-        self.nodes, self.index, self.kept = [Node('image', (), tuple(image.shape))], {id(image): 0}, [image]
+        self.nodes, self.index, self.kept, self.inside = [Node('image', (), tuple(image.shape))], {id(image): 0}, [image], []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
         parents = tuple(self.index[id(t)] for t in tree_leaves(args) if isinstance(t, torch.Tensor) and id(t) in self.index)
         for t in tree_leaves(out):
             if not parents or not isinstance(t, torch.Tensor): continue
-            node = Node(func.overloadpacket.__name__, parents, tuple(t.shape))
+            node = Node(func.overloadpacket.__name__, parents, tuple(t.shape), inside=tuple(self.inside))
             if 'convolution' in node.op:
                 w, stride, groups = args[1].shape, args[3], args[8]
                 node.conv = dict(kernel=tuple(w[2:]), stride=tuple(stride), groups=groups, c_in=w[1]*groups, c_out=w[0])
@@ -41,6 +43,16 @@ class _Recorder(TorchDispatchMode):
             self.nodes.append(node)
             self.kept.append(t)    # an id is only unique while its tensor lives
         return out
+
+@contextmanager
+def _entered(model, inside):
+    "Keep a list of the modules whose forward pass is under way."
+    def leave(*_): inside.pop()
+    handles = [h for m in model.modules() for h in (m.register_forward_pre_hook(lambda m, _: inside.append(id(m))),
+                                                   m.register_forward_hook(leave))]
+    try: yield
+    finally:
+        for h in handles: h.remove()
 
 def trace(
     model: nn.Module,
@@ -51,7 +63,7 @@ def trace(
     image = torch.randn(1, 3, size, size)
     torch.backends.mha.set_fastpath_enabled(False)    # the fused encoder would hide its operations
     try:
-        with torch.no_grad(), _Recorder(image) as recorder: model.eval()(image)
+        with torch.no_grad(), _Recorder(image) as recorder, _entered(model, recorder.inside): model.eval()(image)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
         model.train(was_training)
@@ -139,20 +151,84 @@ def _shuffles(node, nodes):
 
 # %% ../nbs/30_elements.ipynb #8832667e
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-_NAMES = {'relu': 'ReLU', 'hardtanh': 'ReLU6', 'gelu': 'GELU', 'silu': 'SiLU', 'hardswish': 'Hardswish'}
-_NORMS = {'batch_norm': 'BN', 'layer_norm': 'LN', 'group_norm': 'GN'}
+
+def _layers(module): return [m for m in module.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d | nn.Linear)]
 
 def _spatial(module): return isinstance(module, nn.Conv2d | nn.ConvTranspose2d) and max(module.kernel_size) > 1
 
-def _blocks(model):
-    "Innermost modules of the network's own with a spatial convolution; of their kind one at least has two layers."
+def _own(model):
+    "Modules that are the network's own and hold a layer."
     strange = lambda m: m is model or isinstance(m, _CONTAINERS) or type(m).__module__.startswith('torch.nn')
-    own = [m for m in model.modules() if not strange(m)]
-    layers = {id(m): [x for x in m.modules() if isinstance(x, nn.Conv2d | nn.ConvTranspose2d | nn.Linear)] for m in own}
-    own = [m for m in own if any(map(_spatial, layers[id(m)]))]
-    kinds = {type(m) for m in own if len(layers[id(m)]) > 1}
-    found = {id(m): m for m in own if type(m) in kinds}
-    return [m for m in found.values() if not any(x is not m and id(x) in found for x in m.modules())]
+    return [m for m in model.modules() if not strange(m) and _layers(m)]
+
+def _adders(own, nodes):
+    "Ids of the modules whose own forward pass adds one map to another."
+    ids = {id(m) for m in own}
+    added = [n for n in nodes if n.op in ('add', 'add_') and len(n.parents) == 2 and len(n.shape) == 4]
+    return {next((i for i in reversed(n.inside) if i in ids), None) for n in added}
+
+def _blocks(model, nodes):
+    "Blocks: the innermost, or what adds a residual around them, and the pointwise modules of their kind; of a kind one has two layers."
+    own = _own(model)
+    kinds = {type(m) for m in own if len(_layers(m)) > 1 and any(map(_spatial, _layers(m)))}
+    found = {id(m): m for m in own if type(m) in kinds and any(map(_spatial, _layers(m)))}
+    holds = lambda m, wanted: any(x is not m and id(x) in wanted for x in m.modules())
+    inner, adders = {i: m for i, m in found.items() if not holds(m, found)}, _adders(own, nodes)
+    outer = {i: m for i, m in found.items() if i in adders and holds(m, inner)}
+    blocks = outer | {i: m for i, m in inner.items() if not any(holds(o, {i}) for o in outer.values())}
+    inside = {id(x) for m in blocks.values() for x in m.modules()}
+    return [m for m in own if id(m) in blocks or type(m) in {type(b) for b in blocks.values()} and id(m) not in inside]
+
+# %% ../nbs/30_elements.ipynb #dffae495
+def _depths(nodes, layers):
+    "For every node, how many of the layers lie on the longest way to it."
+    out = []
+    for i, n in enumerate(nodes): out.append(max((out[p] for p in n.parents), default=0) + (i in layers))
+    return out
+
+def _shortcuts(nodes, blocks):
+    "Ids of the layers on the shorter side of the additions within blocks."
+    above, ids, found = _ancestors(nodes), {id(b) for b in blocks}, set()
+    layers = {i for i, n in enumerate(nodes) if n.conv or n.op in _LINEAR}
+    depth = _depths(nodes, layers)
+    for n in nodes:
+        if n.op not in ('add', 'add_') or len(n.parents) != 2 or not (block := ids & set(n.inside)): continue
+        a, b = sorted(n.parents, key=lambda p: depth[p])
+        own = lambda p, q: {i for i in above[p] & layers - above[q] if block <= set(nodes[i].inside)}
+        if own(b, a) and depth[a] < depth[b]: found |= {nodes[i].inside[-1] for i in own(a, b)}
+    return found
+
+# %% ../nbs/30_elements.ipynb #e4b56c3f
+def _calls(model, size, modules):
+    "What modules did in a forward pass, in order: module, shape of its input, shape of its output."
+    calls = []
+    def hook(module, args, out):
+        calls.append((module, getattr(args[0], 'shape', ()), (out[0] if isinstance(out, tuple) else out).shape))
+    handles, was_training = [m.register_forward_hook(hook) for m in modules], model.training
+    with torch.no_grad(): model.eval()(torch.randn(1, 3, size, size))
+    model.train(was_training)
+    for h in handles: h.remove()
+    return calls
+
+def _paired(calls, worked):
+    "Blocks in order of execution, a depthwise one and the pointwise one of its kind that follows together; each with its output's shape."
+    out = []
+    for b, _, shape in calls:
+        own, before = worked[id(b)], out[-1][0] if out else []
+        depthwise = lambda m: 1 < m.groups == m.in_channels if isinstance(m, nn.Conv2d) else False
+        halves = len(before) == 1 and type(before[0]) is type(b) and worked[id(before[0])] and all(map(depthwise, worked[id(before[0])]))
+        if own and halves and not any(map(_spatial, own)): out[-1] = ([*before, b], shape[1:])
+        else: out.append(([b], shape[1:]))
+    return out
+
+def _stages(shapes):
+    "Places of the blocks of each stage."
+    dense = len(shapes) > 3 and all(a[0] != b[0] for a, b in zip(shapes, shapes[1:]) if a[1:] == b[1:])
+    return [list(g) for _, g in groupby(range(len(shapes)), key=lambda i: shapes[i][1:] if dense else shapes[i])]
+
+# %% ../nbs/30_elements.ipynb #97caf6d6
+_NAMES = {'relu': 'ReLU', 'hardtanh': 'ReLU6', 'gelu': 'GELU', 'silu': 'SiLU', 'hardswish': 'Hardswish'}
+_NORMS = {'batch_norm': 'BN', 'layer_norm': 'LN', 'group_norm': 'GN'}
 
 def anatomy(
     model: nn.Module,
@@ -164,38 +240,23 @@ def anatomy(
     channel_factor: widest (x) and narrowest (:) layer of a block against its last. stem: kernel/stride before the first block.
     squeeze_excite: how many. Cells are '' for a network without such blocks.
     """
-    nodes, blocks, calls = trace(model, size), _blocks(model), []
-    inner = {id(x): b for b in blocks for x in b.modules()}
-    def hook(module, args, out):
-        out = out[0] if isinstance(out, tuple) else out
-        calls.append((module, getattr(args[0], 'shape', ()), out.shape))
-    layers = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d | nn.Linear)]
-    handles = [m.register_forward_hook(hook) for m in (*layers, *blocks)]
-    was_training = model.training
-    with torch.no_grad(): model.eval()(torch.randn(1, 3, size, size))
-    model.train(was_training)
-    for h in handles: h.remove()
-
-    ids = {id(b) for b in blocks}
-    shapes = [out[1:] for m, _, out in calls if id(m) in ids]
-    dense = len(shapes) > 3 and all(a[0] != b[0] for a, b in zip(shapes, shapes[1:]) if a[1:] == b[1:])
-    stages = [list(g) for _, g in groupby(range(len(shapes)), key=lambda i: shapes[i][1:] if dense else shapes[i])]
-    order = [m for m, _, _ in calls if id(m) in ids]
-    typical = [order[s[-1]] for s in stages]
-    worked = {id(b): [(m, out) for m, x, out in calls if inner.get(id(m)) is b and m is not b and len(x) == 4 and _on_map(m, x, out)]
-              for b in typical}
+    nodes = trace(model, size)
+    blocks = _blocks(model, nodes)
+    inner, skips, ids = {id(x): id(b) for b in blocks for x in b.modules()}, _shortcuts(nodes, blocks), {id(b) for b in blocks}
+    calls = _calls(model, size, dict.fromkeys([*_layers(model), *blocks]))
+    worked = {i: [] for i in ids}
+    for m, x, out in calls:
+        if id(m) in inner and id(m) not in ids | skips and len(x) == 4 and _on_map(m, x, out): worked[inner[id(m)]].append(m)
+    found = _paired([c for c in calls if id(c[0]) in ids], worked)
+    stages = _stages([shape for _, shape in found])
+    typical = [found[s[-1]][0] for s in stages]
     first = next((i for i, (m, _, _) in enumerate(calls) if id(m) in inner), len(calls))
-    ops = [n for n in nodes if len(n.shape) == 4 and n.shape[2:] != (1, 1)]
-    groups = {'depthwise' if _depthwise(n) else 'grouped' for n in nodes if n.conv and n.conv['groups'] > 1}
-    each = lambda words: '; '.join(dict.fromkeys(words))
+    each, layers = lambda words: '; '.join(dict.fromkeys(words)), [[m for b in t for m in worked[id(b)]] for t in typical]
     return {
-        'block': each(type(b).__name__ for b in typical), 'kernels': each('-'.join(_kernel(m) for m, _ in worked[id(b)]) for b in typical),
-        'stages': len(stages), 'blocks': '-'.join(str(len(s)) for s in stages),
-        'activation': ', '.join(dict.fromkeys(_NAMES[n.op.rstrip('_')] for n in ops if n.op.rstrip('_') in _NAMES)),
-        'channel_factor': each(_factor([m for m, _ in worked[id(b)]]) for b in typical),
-        'stem': ', '.join(f'{m.kernel_size[0]}/{m.stride[0]}' for m, _, _ in calls[:first] if isinstance(m, nn.Conv2d)) if blocks else '',
-        'depthwise': ', '.join(sorted(groups)) or 'no', 'squeeze_excite': _excited(nodes),
-        'normalisation': ', '.join(dict.fromkeys(v for n in nodes for k, v in _NORMS.items() if k in n.op)),
+        'block': each(type(b).__name__ for t in typical for b in t), 'kernels': each('-'.join(map(_kernel, ms)) for ms in layers),
+        'stages': len(stages), 'blocks': '-'.join(str(len(s)) for s in stages), 'activation': _said(nodes, _NAMES, True),
+        'channel_factor': each(map(_factor, layers)), 'stem': _stem(calls[:first]) if blocks else '',
+        'depthwise': _grouped(nodes), 'squeeze_excite': _excited(nodes), 'normalisation': _said(nodes, _NORMS),
     }
 
 def _on_map(module, x, out):
@@ -211,3 +272,15 @@ def _factor(layers):
     *widths, last = (m.out_features if isinstance(m, nn.Linear) else m.out_channels for m in layers)
     said = [f'x{max(widths)/last:.3g}'] if widths and max(widths) > last else []
     return ' '.join(said + ([f':{last/min(widths):.3g}'] if widths and min(widths) < last else [])) or '1'
+
+def _stem(calls): return ', '.join(f'{m.kernel_size[0]}/{m.stride[0]}' for m, _, _ in calls if isinstance(m, nn.Conv2d))
+
+def _grouped(nodes):
+    "What kinds of grouped convolution there are."
+    return ', '.join(sorted({'depthwise' if _depthwise(n) else 'grouped' for n in nodes if n.conv and n.conv['groups'] > 1})) or 'no'
+
+def _said(nodes, names, on_maps=False):
+    "The names of the operations of a kind, in the order they come."
+    ops = [n.op.rstrip('_') for n in nodes if not on_maps or len(n.shape) == 4 and n.shape[2:] != (1, 1)]
+    return ', '.join(dict.fromkeys(names[op] for op in ops if op in names) if on_maps else
+                     dict.fromkeys(v for op in ops for k, v in names.items() if k in op))

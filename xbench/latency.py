@@ -70,13 +70,16 @@ def _memory(key):
     for line in Path('/proc/self/status').read_text().splitlines():
         if line.startswith(key): return int(line.split()[1])/1024
 
-def _reset_peak():
-    gc.collect()
-    try: ctypes.CDLL(None).malloc_trim(0)    # gives back what was freed, or the network would move into it unseen
-    except (AttributeError, OSError): pass
+def _reset_peak(trim=True):
+    if trim: _give_back()
     try: Path('/proc/self/clear_refs').write_text('5')
     except OSError: return None
     return _memory('VmRSS')
+
+def _give_back():
+    gc.collect()
+    try: ctypes.CDLL(None).malloc_trim(0)    # gives back what was freed, or the network would move into it unseen
+    except (AttributeError, OSError): pass
 
 def _clocked(run):
     def once():
@@ -102,9 +105,10 @@ def _torch_rows(spec):
         network = network.to(device, memory_format=layout)
         weights = sum(v.numel()*v.element_size() for v in network.state_dict().values())/2**20
         before = _reset_peak()
-        if device == 'cuda': torch.cuda.reset_peak_memory_stats()
         if spec['engine'] == 'compiled': network = torch.compile(network)
         for batch in spec['batches']:
+            _reset_peak(trim=False)
+            if device == 'cuda': torch.cuda.reset_peak_memory_stats()
             x = torch.randn(batch, 3, size, size, device=device).contiguous(memory_format=layout)
             def run(network=network, x=x):
                 with torch.inference_mode(): return network(x)
@@ -132,6 +136,7 @@ def _onnx_rows(spec):
         before = _reset_peak()
         network = session(path, spec['threads'])
         for batch in spec['batches']:
+            if batch != spec['batches'][0]: _reset_peak(trim=False)    # loading belongs to the first
             x = np.random.default_rng(0).standard_normal((batch, 3, spec['size'], spec['size']), np.float32)
             row = sample(_clocked(lambda network=network, x=x: network.run(None, {'images': x})))
             peak = before and _memory('VmHWM') - before
@@ -199,9 +204,10 @@ def latency(
     "Time a backbone in a process of its own. Raises `InputError` for conditions that cannot be met; what fails while it runs is a row."
     from xbench.backbones import core
     check(engine, dtype, threads, device)
+    if min(batches) < 1: raise InputError(f'batch {min(batches)}: give 1 or more images')
     core.load(module)
     size = core.check_size(name, core.entry(name).size if size is None else size)
-    spec = dict(name=name, engine=engine, dtype=dtype, size=size, classes=classes, batches=list(batches), threads=threads, layout=layout,
+    spec = dict(name=name, engine=engine, dtype=dtype, size=size, classes=classes, batches=sorted(batches), threads=threads, layout=layout,
                 device=device, counts=counts, module=module, options=options)
     conditions = {'backbone': name, 'size': size, 'classes': classes, 'engine': engine, 'dtype': dtype, 'threads': threads,
                   'layout': 'nchw' if engine == 'onnxruntime' else layout, 'device': device_name(device), 'versions': versions(),
@@ -214,6 +220,8 @@ def latency(
         if not why: said, why = _spawn('xbench.latency', spec, timeout)
     rows = [json.loads(line) for line in said.splitlines()]
     for r in rows: r['images_per_s'] = 1e3*r['batch']/r['p50_ms']
+    forms = [r['form'] for r in rows]
+    rows.sort(key=lambda r: (forms.index(r['form']), batches.index(r['batch'])))    # as they were asked for
     return [conditions | r | {'reason': ''} for r in rows] + ([conditions | {'reason': why}] if why else [])
 
 # %% ../nbs/32_latency.ipynb #cce6eab3
