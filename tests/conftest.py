@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[1]
+os.environ.setdefault('OMP_NUM_THREADS', '1')    # two workers on two cores: a second thread of each waits for a core, and burns it
 
 
 @contextmanager
@@ -113,6 +114,16 @@ def pytest_collection_modifyitems(config, items):
     for tests in files:
         if not tests[0].get_closest_marker('in_order'): draw.shuffle(tests)
     items[:] = [i for tests in files for i in tests]
+
+
+@pytest.fixture(autouse=True)
+def surroundings():
+    """Each test leaves the environment and the folder that it began in."""
+    before, folder = dict(os.environ), Path.cwd()
+    yield
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(before)
 
 
 @pytest.fixture(scope='session')
