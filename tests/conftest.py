@@ -1,14 +1,56 @@
 """Scenarios run in copies of the checkout, in a path with a space, as a user would run them."""
+import io
 import os
+import random
 import shutil
 import subprocess
 import sys
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from itertools import groupby
 from pathlib import Path
 
 import pytest
 import yaml
 
 ROOT = Path(__file__).parents[1]
+os.environ.setdefault('OMP_NUM_THREADS', '1')    # two workers on two cores: a second thread of each waits for a core, and burns it
+
+
+@contextmanager
+def registry_kept():
+    """Backbones that others than the package register meanwhile are forgotten, and with them the modules that did it.
+
+    What the package's own modules register stays: they are imported once in a process and would never say it again.
+    """
+    from xbench.backbones import core
+    before = dict(core._entries)
+    try: yield
+    finally:
+        for name, e in list(core._entries.items()):
+            if (home := e.make.__module__).startswith('xbench.backbones.'): continue
+            if name not in before and home != 'xbench.own': sys.modules.pop(home, None)
+            del core._entries[name]
+        core._entries.update(before)
+
+
+@contextmanager
+def inside(folder):
+    """A folder as a fresh process sees that starts in it: its environment, imports and registered backbones are not kept."""
+    with pytest.MonkeyPatch.context() as m, registry_kept():
+        m.chdir(folder)
+        m.setattr(sys, 'path', sys.path[:])
+        m.delenv('XBENCH_ROOT', raising=False)
+        yield m
+
+
+def called(folder, main, *argv, **env):
+    """What a command's `main` does in a folder, in this process: it has imported already what takes a fresh one seconds."""
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with inside(folder) as m, redirect_stdout(out), redirect_stderr(err):
+        for name, value in env.items(): m.setenv(name, str(value))
+        try: main([*map(str, argv)])
+        except SystemExit as e: code = e.code
+    return subprocess.CompletedProcess(argv, code, out.getvalue(), err.getvalue())
 
 
 class Checkout:
@@ -56,11 +98,32 @@ class Checkout:
         return {line.split("'")[1] for line in out.splitlines() if line.startswith('Running stage')}
 
 
-def pytest_collection_modifyitems(items):
-    """Files that take longest begin first, so that both workers end together."""
-    first = ['pipeline', 'notebooks', 'faults', 'lite', 'backbones', 'cost', 'onnx', 'recommend', 'bad_input', 'own', 'bare', 'records']
-    places = {f'test_{name}.py': k for k, name in enumerate(first)}
-    items.sort(key=lambda i: places.get(i.path.name, len(first)))
+def pytest_addoption(parser):
+    parser.addoption('--shuffle', type=int, metavar='SEED', help='files in another order, and tests within them unless marked in_order')
+
+
+def pytest_collection_modifyitems(config, items):
+    """Files that take longest begin first, so that both workers end together; or, with a seed, in any order."""
+    if (seed := config.getoption('shuffle')) is None:
+        first = ['pipeline', 'notebooks', 'faults', 'lite', 'backbones', 'cost', 'onnx', 'recommend', 'bad_input', 'own', 'bare', 'records']
+        places = {f'test_{name}.py': k for k, name in enumerate(first)}
+        items.sort(key=lambda i: places.get(i.path.name, len(first)))
+        return
+    files, draw = [list(tests) for _, tests in groupby(items, lambda i: i.path)], random.Random(seed)
+    draw.shuffle(files)
+    for tests in files:
+        if not tests[0].get_closest_marker('in_order'): draw.shuffle(tests)
+    items[:] = [i for tests in files for i in tests]
+
+
+@pytest.fixture(autouse=True)
+def surroundings():
+    """Each test leaves the environment and the folder that it began in."""
+    before, folder = dict(os.environ), Path.cwd()
+    yield
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(before)
 
 
 @pytest.fixture(scope='session')

@@ -4,9 +4,11 @@ import shutil
 import subprocess
 
 import pytest
-from conftest import ROOT, Checkout
+from conftest import ROOT, Checkout, called
 
-MAKE_PAPER = ('python', '-m', 'xbench.pipeline', 'paper', 'demo')
+from xbench import cli, pipeline
+
+MAKE_PAPER = (pipeline.main, 'paper', 'demo')
 
 
 @pytest.fixture(scope='module')
@@ -18,12 +20,13 @@ def checkout(tmp_path_factory):
 def restored(checkout):
     yield
     checkout.run('git', 'checkout', '-q', '.')
+    for folder in ('work', 'packed'): shutil.rmtree(checkout.path/folder, ignore_errors=True)
 
 
 def refused(checkout, *words, command=MAKE_PAPER):
-    done = checkout.run(*command, code=2)
+    done = called(checkout.path, *command)
     lines = [line for line in done.stderr.splitlines() if 'img/s' not in line and line.strip()]    # a bar may stand before it
-    assert len(lines) == 1 and lines[0].startswith('xbench: ') and all(w in lines[0] for w in words), done.stderr
+    assert done.returncode == 2 and len(lines) == 1 and lines[0].startswith('xbench: ') and all(w in lines[0] for w in words), done.stderr
     for folder in ('results/demo', 'paper/demo', 'packed', 'work'):
         assert not list((checkout.path/folder).rglob('*.*')), f'{folder} was written to'
 
@@ -60,7 +63,7 @@ def test_a_truncated_image_is_named_before_training(checkout, tmp_path):
     folder = tmp_path/'birds'
     shutil.unpack_archive(ROOT/'data'/'digits.tar.xz', folder)
     for image in (folder/'digits'/'train'/'0').iterdir(): image.write_bytes(image.read_bytes()[:60])
-    refused(checkout, 'image train/0/', '.png cannot be read', command=('xbench', 'train', 'convnext', folder/'digits'))
+    refused(checkout, 'image train/0/', '.png cannot be read', command=(cli.main, 'train', 'convnext', folder/'digits'))
 
 
 def test_a_full_disk_is_noticed_before_packing(checkout, tmp_path):
@@ -79,16 +82,16 @@ def test_a_full_disk_is_noticed_before_packing(checkout, tmp_path):
 
 def test_a_checkpoint_of_other_settings_is_refused_with_a_table(checkout, tmp_path):
     """Stopped by SIGTERM; its checkpoint, moved to where another run looks, is not taken for that run's."""
-    command = ('xbench', 'train', 'shufflenet', 'digits', '--out', tmp_path, '--set', 'epochs=40')
-    process = subprocess.Popen(command, cwd=checkout.path, env=checkout.env, stderr=subprocess.PIPE, text=True)
+    command = ('train', 'shufflenet', 'digits', '--out', tmp_path, '--set', 'epochs=40')
+    process = subprocess.Popen(['xbench', *command], cwd=checkout.path, env=checkout.env, stderr=subprocess.PIPE, text=True)
     while 'loss' not in process.stderr.readline(200): pass    # the bar is on its way
     process.terminate()
     assert process.wait() == 130 and 'goes on from there' in process.stderr.read()
     stopped = next(checkout.path.glob('work/*/checkpoint.pt'))
-    row = json.loads(checkout.run(*command[:-1], 'epochs=1', '--set', 'warmup_epochs=0', '--format', 'json').stdout)[0]
+    other = (cli.main, *command[:-1], 'epochs=1', '--set', 'warmup_epochs=0')
+    row = json.loads(called(checkout.path, *other, '--format', 'json').stdout)[0]
     shutil.copy(stopped, checkout.path/'work'/row['run_id']/'checkpoint.pt')
-    done = checkout.run(*command[:-1], 'epochs=1', '--set', 'warmup_epochs=0', '--again', code=2)
+    done = called(checkout.path, *other, '--again')
     lines = [line.split() for line in done.stderr.splitlines() if line.startswith('  ')]
-    assert 'checkpoint of a run with other settings' in done.stderr
+    assert done.returncode == 2 and 'checkpoint of a run with other settings' in done.stderr
     assert lines == [['setting', 'there', 'now'], ['recipe.epochs', '40', '1'], ['recipe.warmup_epochs', '1', '0']]
-    shutil.rmtree(checkout.path/'work')

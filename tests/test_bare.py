@@ -4,9 +4,9 @@ import re
 import subprocess
 import sys
 
-from conftest import ROOT
+from conftest import ROOT, called
 
-from xbench import cells, settings
+from xbench import cells, cli, settings
 
 THERE = {'torch', 'torchvision', 'timm', 'safetensors', 'lightning_fabric', 'numpy', 'pillow', 'tqdm', 'pyyaml', 'setuptools'}
 BARE = '''import sys
@@ -27,7 +27,7 @@ def test_cells_of_a_file_train_there(tmp_path):
     command = [sys.executable, '-c', BARE.format(missing=missing), tmp_path/'cells.json', '--out', tmp_path/'back']
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and len(done.stdout.splitlines()) == 2, done.stderr
-    here = [sys.executable, '-m', 'xbench.cli', 'train', 'shufflenet', 'digits', '--seed', '90', '--out', tmp_path/'here']
-    subprocess.run([*here, *(a for k, v in changes.items() for a in ('--set', f'{k}={v}'))], cwd=ROOT, check=True, capture_output=True)
+    here = ('train', 'shufflenet', 'digits', '--seed', 90, '--out', tmp_path/'here')
+    assert called(ROOT, cli.main, *here, *(a for k, v in changes.items() for a in ('--set', f'{k}={v}'))).returncode == 0
     ours, theirs = (json.loads((tmp_path/p/'cells'/'shufflenet-digits-s90'/'metrics.json').read_text()) for p in ('here', 'back'))
     assert ours == theirs

@@ -4,10 +4,10 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT, Checkout
+from conftest import ROOT, Checkout, called
 from PIL import Image
 
-from xbench import paths
+from xbench import cli, paths
 from xbench.pack import checksum
 from xbench.settings import load
 
@@ -16,9 +16,19 @@ CHECKED = load(ROOT/'params.yaml').data.checked
 
 @pytest.fixture(scope='module')
 def checkout(tmp_path_factory):
-    checkout = Checkout(tmp_path_factory.mktemp('data')/'x bench')
-    checkout.env |= {'XBENCH_DATASETS': str((ROOT/'..'/'shared'/'datasets').resolve()), 'XBENCH_DATA': str(checkout.path.parent/'datasets')}
-    return checkout
+    return Checkout(tmp_path_factory.mktemp('data')/'x bench')
+
+
+@pytest.fixture
+def xbench(checkout):
+    """A command that must end with a code."""
+    env = {'XBENCH_DATASETS': (ROOT/'..'/'shared'/'datasets').resolve(), 'XBENCH_DATA': checkout.path.parent/'datasets'}
+
+    def run(*argv, code=0):
+        done = called(checkout.path, cli.main, *argv, **env)
+        assert done.returncode == code, done.stderr
+        return done
+    return run
 
 
 def images(root, classes=('dark', 'bright'), n=12):
@@ -29,28 +39,28 @@ def images(root, classes=('dark', 'bright'), n=12):
     return root
 
 
-def test_added_listed_shown_checked_and_trained_on_by_name(checkout, tmp_path):
+def test_added_listed_shown_checked_and_trained_on_by_name(checkout, xbench, tmp_path):
     root = images(tmp_path/'My birds')
-    said = checkout.run('xbench', 'data', 'add', root, '--name', 'mybirds', '--licence', 'mine').stdout
+    said = xbench('data', 'add', root, '--name', 'mybirds', '--licence', 'mine').stdout
     assert '24 images in 2 classes' in said and 'xbench train starnet mybirds' in said
-    assert 'mybirds' in checkout.run('xbench', 'data', 'list').stdout
-    shown = json.loads(checkout.run('xbench', 'data', 'show', 'mybirds').stdout)
+    assert 'mybirds' in xbench('data', 'list').stdout
+    shown = json.loads(xbench('data', 'show', 'mybirds').stdout)
     assert shown['licence'] == 'mine' and shown['native_size'] == [48, 40] and shown['found'] == {'train': 20, 'test': 4}
-    assert 'there is a dataset of this name' in checkout.run('xbench', 'data', 'add', root, '--name', 'mybirds', code=2).stderr
-    row = json.loads(checkout.run('xbench', 'train', 'mobilenet', 'mybirds', '--out', tmp_path/'record', '--format', 'json').stdout)[0]
+    assert 'there is a dataset of this name' in xbench('data', 'add', root, '--name', 'mybirds', code=2).stderr
+    row = json.loads(xbench('train', 'mobilenet', 'mybirds', '--out', tmp_path/'record', '--format', 'json').stdout)[0]
     record = json.loads((tmp_path/'record'/'runs'/'mobilenet-mybirds-s0'/'run.json').read_text())['data']
     assert row['n'] == 4 and record['split'].startswith('made') and (record['train'], record['val'], record['test']) == (18, 2, 4)
     ids = checkout.path/record['ids']
     assert record['ids_sha256'] == checksum(ids) and ids.read_text().startswith('split,label,name,group,sha256\n')
 
 
-def test_findings_exit_0_and_unreadable_images_exit_1(checkout, tmp_path):
+def test_findings_exit_0_and_unreadable_images_exit_1(xbench, tmp_path):
     root = images(tmp_path/'birds')
     (root/'dark'/'copy.png').write_bytes((root/'bright'/'0.png').read_bytes())
-    said = checkout.run('xbench', 'data', 'check', root, '--out', tmp_path/'report').stdout
+    said = xbench('data', 'check', root, '--out', tmp_path/'report').stdout
     assert '2 images in 1 sets' in said and '1 in more than one class' in said and (tmp_path/'report'/'birds.png').is_file()
     (root/'dark'/'bad.png').write_bytes(b'no image')
-    assert 'dark/bad.png cannot be read' in checkout.run('xbench', 'data', 'check', root, code=1).stdout
+    assert 'dark/bad.png cannot be read' in xbench('data', 'check', root, code=1).stdout
 
 
 @pytest.mark.parametrize('slug', CHECKED)
@@ -65,9 +75,9 @@ def test_findings_in_git_are_whole(slug):
 
 
 @pytest.mark.parametrize('slug', ['dogs6', 'pneumoniamnist'])
-def test_findings_are_found_again(slug, checkout, tmp_path):
+def test_findings_are_found_again(slug, xbench, tmp_path):
     try: paths.source(CHECKED[slug])
     except ValueError: pytest.skip('the dataset is not on this machine')
-    checkout.run('xbench', 'data', 'check', slug, '--out', tmp_path)
+    xbench('data', 'check', slug, '--out', tmp_path)
     assert json.loads((tmp_path/f'{slug}.json').read_text()) == json.loads((ROOT/'results'/'data'/f'{slug}.json').read_text())
     assert (tmp_path/f'{slug}.csv').read_text() == (ROOT/'results'/'data'/'pairs'/f'{slug}.csv').read_text()

@@ -171,7 +171,8 @@ def test_a_folder_that_may_not_be_written(warm, root, whole):
 
 # checkpoints
 
-@pytest.mark.parametrize('spoil', [lambda b: b'', lambda b: b[:len(b)//2], lambda b: b[:5000] + bytes([b[5000] ^ 1]) + b[5001:]],
+@pytest.mark.parametrize('spoil', [lambda b: b'', pytest.param(lambda b: b[:len(b)//2], marks=pytest.mark.slow),
+                                   lambda b: b[:5000] + bytes([b[5000] ^ 1]) + b[5001:]],
                          ids=['empty', 'truncated', 'a bit flipped'])
 def test_a_damaged_checkpoint(warm, root, whole, spoil):
     """The one before is used."""
@@ -251,7 +252,8 @@ def apart(one, other):
 
 
 @pytest.mark.parametrize('cell, how, allowed', [
-    (PLAIN, (), 8e-5), (('shufflenet', 'plain'), ('--set', 'accumulate=2'), 1e-5)], ids=['LayerNorm', 'BatchNorm'])
+    pytest.param(PLAIN, (), 8e-5, marks=pytest.mark.slow),
+    (('shufflenet', 'plain'), ('--set', 'accumulate=2'), 1e-5)], ids=['LayerNorm', 'BatchNorm'])
 def test_two_devices_are_as_good_as_one(warm, tmp_path, cell, how, allowed):
     """Two processes against one with the same images a step; with BatchNorm, against one that takes a step's images in two passes.
 

@@ -8,7 +8,7 @@ from xbench.backbones.core import create
 from xbench.backbones.reparam import fusable, fuse
 from xbench.export import calibrate, to_onnx
 
-QUICK = ['convmixer', 'convnext', 'mobilevit', 'resnet18', 'squeezenet1_1', 'starnet']
+QUICK = ['convnext', 'squeezenet1_1', 'starnet']
 
 
 def exported(name, folder):

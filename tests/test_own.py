@@ -2,13 +2,12 @@
 import io
 import json
 import re
-import sys
 
 import pandas as pd
 import pytest
-from conftest import Checkout
+from conftest import Checkout, called, inside
 
-from xbench import cli
+from xbench import cli, own, published, runs, settings
 
 NET = '''from torch import nn
 def MyNet(num_classes):
@@ -40,24 +39,16 @@ def project(tmp_path_factory):
 
 
 @pytest.fixture
-def inside(project, monkeypatch):
-    """The project as seen from this process, which has torch already; what is registered is forgotten."""
-    from xbench.backbones import core
-    monkeypatch.chdir(project.path)
-    monkeypatch.delenv('XBENCH_ROOT', raising=False)
-    monkeypatch.setattr(sys, 'path', sys.path[:])
-    monkeypatch.setattr(core, '_entries', dict(core._entries))
-
-
-@pytest.fixture
-def refused(project, inside, capsys):
+def refused(project):
     """`xbench score` of what must be refused."""
+    begun = lambda: {p for folder in ('work', 'packed') for p in (project.path/folder).rglob('*')}
+    before = begun()
+
     def refuse(*words, target='net.py:MyNet', options=()):
-        with pytest.raises(SystemExit) as ended: cli.main(['score', target, *options])
-        said = capsys.readouterr()
-        lines = said.err.splitlines()
-        assert ended.value.code == 2 and len(lines) == 1 and lines[0].startswith('xbench: ') and all(w in lines[0] for w in words), said.err
-        assert not said.out and not (project.path/'work').exists() and not (project.path/'packed').exists(), 'something was begun'
+        done = called(project.path, cli.main, 'score', target, *options)
+        lines = done.stderr.splitlines()
+        assert done.returncode == 2 and len(lines) == 1 and lines[0].startswith('xbench: ') and all(w in lines[0] for w in words), lines
+        assert not done.stdout and begun() == before, 'something was begun'
     return refuse
 
 
@@ -108,11 +99,10 @@ def test_bad_accuracies_are_one_line(project, refused, text, words):
     refused('mine.csv', *words, target='mine.csv', options=('--protocol', '4'))
 
 
-def test_five_lines_become_a_score_and_a_report_card(project, inside):
+def test_five_lines_become_a_score_and_a_report_card(project):
     """A second call finds every run finished, for a comment changes nothing; an edited network is another one."""
     (project.path/'net.py').write_text(NET)
-    score = ('xbench', 'score', 'net.py:MyNet', '--format', 'json')
-    done = project.run(*score)
+    done = called(project.path, cli.main, 'score', 'net.py:MyNet', '--format', 'json')
     rows = {r['measure']: r for r in json.loads(done.stdout)}
     assert rows['xscore']['low'] <= rows['xscore']['value'] <= rows['xscore']['high'] and 'no evidence' in rows['xscore']['remark']
     assert 1 <= rows['place']['low'] <= rows['place']['value'] <= rows['place']['high'] <= 12
@@ -125,17 +115,16 @@ def test_five_lines_become_a_score_and_a_report_card(project, inside):
     assert not re.search(r'<script|(src|href)="http|url\(http', page), 'the page asks the network for something'
     assert pd.read_csv(folder/'score.csv').measure.tolist() == list(rows)
 
-    from xbench import own, runs, settings
     (project.path/'net.py').write_text(NET + '# a comment\n')
-    again, cells, _ = own.planned('net.py:MyNet', settings.load(), 'demo')
-    assert len(cells) == 2 and all('finished' in runs.execute(c, progress=False) for c in cells)
-    (project.path/'net.py').write_text(NET.replace('nn.ReLU(), nn.Conv2d', 'nn.GELU(), nn.Conv2d'))
-    assert own.load('net.py:MyNet').slug != again.slug == folder.name.removesuffix('-demo')
+    with inside(project.path):
+        again, cells, _ = own.planned('net.py:MyNet', settings.load(), 'demo')
+        assert len(cells) == 2 and all('finished' in runs.execute(c, progress=False) for c in cells)
+        (project.path/'net.py').write_text(NET.replace('nn.ReLU(), nn.Conv2d', 'nn.GELU(), nn.Conv2d'))
+        assert own.load('net.py:MyNet').slug != again.slug == folder.name.removesuffix('-demo')
 
 
 def test_the_pool_stays_where_it_is(project):
     """Accuracies of the pool itself, under other names, get the pool's scores."""
-    code = ('from xbench import published; print(published.pool("demo").set_axis([f"mine{i}" for i in range(11)]).to_csv(), end="")')
-    (project.path/'mine.csv').write_text(project.run('python', '-c', code).stdout)
-    table = pd.read_csv(io.StringIO(project.run('xbench', 'score', 'mine.csv', '--profile', 'demo', '--format', 'csv').stdout))
+    published.pool('demo').set_axis([f'mine{i}' for i in range(11)]).to_csv(project.path/'mine.csv')
+    table = pd.read_csv(io.StringIO(called(project.path, cli.main, 'score', 'mine.csv', '--profile', 'demo', '--format', 'csv').stdout))
     assert len(table) == 22 and (table.groupby('xscore').published.agg(['sum', 'size']).to_numpy() == (1, 2)).all()

@@ -14,6 +14,7 @@ from xbench import records, runs
 from xbench.errors import InputError
 from xbench.settings import load, resolve
 
+pytestmark = pytest.mark.in_order
 CELL = 'shufflenet-digits-s0'
 STAGE = 'train@shufflenet-digits-0'
 WHERE = {'run.json': 'runs', 'predictions.npz': 'cells', 'metrics.json': 'cells', 'history.csv': 'cells'}

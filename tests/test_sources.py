@@ -256,6 +256,7 @@ def sourced(server, tmp_path, monkeypatch):
 
     def make(slug):
         c, files = card(slug), SOURCES[slug][0]()
+        shutil.rmtree(folder/slug, ignore_errors=True)    # another test may have spoilt it
         for name, content in files.items():
             (folder/slug).mkdir(exist_ok=True)
             if isinstance(content, dict): archive(folder/slug/name, content)

@@ -528,7 +528,8 @@ def pull(
     "Fetch what the repository's store has of a profile. Raises `InputError` if it lacks the record of a run."
     if profile not in settings.profiles: raise unknown('profile', profile, settings.profiles, 'params.yaml')
     if locked := [f for f in files(settings, profile) if (paths.root()/f).with_suffix('.lock').is_file()]:
-        _dvc('pull', '-q', '--allow-missing', '--with-deps', *locked)    # packed images are not stored
+        others = ['--with-deps'] if profile in ASIDE else []    # what it reads of other profiles; DVC takes long to look for that
+        _dvc('pull', '-q', '--allow-missing', *others, *locked)    # packed images are not stored
     p = settings.profiles[profile]
     for name in (paths.cell_name(*c) for c in product(p.backbones, p.datasets, p.seeds)):
         if not (paths.results(profile)/'cells'/name/'metrics.json').is_file():
