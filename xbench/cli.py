@@ -209,18 +209,8 @@ def _network(name, classes, weights, pretrained):
     from xbench.backbones import core
     torch.manual_seed(0)
     if not weights: return core.create(name, classes, pretrained)
-    path = Path(weights)
-    if not path.is_file(): raise InputError(f'{path}: no such file')
-    try:
-        if path.suffix == '.safetensors':
-            from safetensors.torch import load_file
-            state = load_file(path)
-        else: state = torch.load(path, map_location='cpu', weights_only=True)
-        model = core.create(name, classes)
-        model.load_state_dict(state)
-    except Exception as e:
-        raise InputError(f'{path}: not the weights of {name} with {classes} classes ({str(e).splitlines()[0]})') from None
-    return model
+    from xbench.backbones.weights import load_weights
+    return load_weights(core.create(name, classes), weights, f'{name} with {classes} classes')
 
 def _exported(name, out, dtype, px, classes, weights, pretrained, images, stats):
     "What is exported, opened: the network and its images if it was trained, the size, and a few images to check and calibrate on."
@@ -281,12 +271,13 @@ def fuse(name: str, out: str, classes: int | None, weights: str | None, pretrain
     from xbench.backbones import core, reparam
     from xbench.cost import parameters
     from xbench.export import calibrate, normalise, photographs
+    from xbench.train import untied
     size = core.entry(name).size
     model, images = _network(name, classes or 1000, weights, pretrained), normalise(photographs(4), size)
     if not (weights or pretrained): calibrate(model, images)
     fused = reparam.fuse(model)
     with torch.no_grad(): before, after = model.eval()(images), fused(images)
-    with paths.whole(out) as part: save_file({k: v.contiguous() for k, v in fused.state_dict().items()}, part)
+    with paths.whole(out) as part: save_file(untied(fused.state_dict()), part)
     return pd.DataFrame([{'file': out, 'backbone': name, 'params_m': parameters(model)/1e6, 'fused_params_m': parameters(fused)/1e6,
                           'error': f'{((after - before).abs().max()/before.abs().max()).item():.1e}'}])
 

@@ -181,7 +181,9 @@ def device_name(
 
 def _spawn(module, spec, timeout):
     "What a fresh process says to a specification, and why it failed, '' if it did not."
-    env, command = os.environ | {'OMP_NUM_THREADS': str(spec['threads'])}, [sys.executable, '-m', module]
+    home = [str(Path(find_spec('xbench').origin).parents[1]), *filter(None, os.environ.get('PYTHONPATH', '').split(os.pathsep))]
+    env = os.environ | {'OMP_NUM_THREADS': str(spec['threads']), 'PYTHONSAFEPATH': '1', 'PYTHONPATH': os.pathsep.join(home)}
+    command = [sys.executable, '-m', module]    # with a safe path, no file of the current folder stands in for a library
     try: done = subprocess.run(command, input=json.dumps(spec), capture_output=True, text=True, timeout=timeout, env=env)
     except subprocess.TimeoutExpired as e: return (e.stdout or b'').decode(), f'took longer than {timeout:g} s'
     return done.stdout, '' if done.returncode == 0 else (done.stderr.strip().splitlines() or [f'exit code {done.returncode}'])[-1]

@@ -26,7 +26,7 @@ import torch
 
 from . import checkpoint, paths
 from .augment import Augment, Batches, stage
-from .cards import card
+from .cards import card, cards
 from .cells import height_width, read, write
 from .errors import InputError, one_line_errors, unknown
 from .evaluate import intervals, metrics, predictions
@@ -42,6 +42,7 @@ def counts(cell: Cell) -> dict[str, int]:  # train, val, test, classes
     "Images of each split and classes that a run will see, validation carved. Raises `InputError` where nobody knows."
     try: n, classes = _listed(cell)
     except InputError:
+        if cell.dataset not in cards(): raise
         facts = card(cell.dataset)
         n, classes = dict(facts['counts'] or {}), facts['classes']
         if 'all' in n:    # no split of its own: shares as `xbench.splits.scheme` makes them

@@ -88,8 +88,9 @@ def teacher(cell: Cell, classes: int) -> torch.nn.Module | None:
     from safetensors.torch import load_file
     model = core.create(t.backbone, classes, **t.options)
     try: model.load_state_dict(load_file(taught_by(cell)))
-    except (RuntimeError, ValueError) as e:
-        raise InputError(f'{taught_by(cell)}: not the weights of {t.backbone} with {classes} classes ({str(e).splitlines()[0]})') from None
+    except Exception as e:    # of torch, of safetensors, of the disk
+        said = (str(e).splitlines() or [type(e).__name__])[0]
+        raise InputError(f'{taught_by(cell)}: not the weights of {t.backbone} with {classes} classes ({said})') from None
     return model
 
 # %% ../nbs/60_runs.ipynb #eb72df45

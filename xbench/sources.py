@@ -69,7 +69,7 @@ def open_source(
 ) -> Source:
     "Index a dataset without decoding it. Raises `InputError` that names path, class or member."
     path = root = images_of(Path(path))
-    if (path/'fetched.json').is_file(): slug, root = json.loads((path/'fetched.json').read_text())['name'], path/'files'
+    if (fetched := _fetched(path)): slug, root = fetched, path/'files'
     items, read, notes = _listed(root, slug)
     items = grouped([replace(i, label=unicodedata.normalize('NFC', i.label)) for i in items], path, slug)
     try: items, said = scheme(items, slug or path.name, split, seed)
@@ -79,7 +79,13 @@ def open_source(
 def images_of(path: Path) -> Path:
     "Where the images are: there, or where the card of an added dataset says."
     try: return Path(json.loads((path/'card.json').read_text())['path'])
-    except (OSError, ValueError, KeyError): return path
+    except (OSError, ValueError, KeyError, TypeError): return path
+
+def _fetched(path):
+    "The dataset that was fetched into a folder; None for a folder of somebody else's."
+    try: name = json.loads((path/'fetched.json').read_text())['name']
+    except (OSError, ValueError, KeyError, TypeError): return None
+    return name if isinstance(name, str) and (path/'files').is_dir() else None
 
 def _listed(path, slug):
     "Items, a function that reads them, and notes."
