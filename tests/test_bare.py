@@ -8,7 +8,7 @@ from conftest import ROOT, called
 
 from xbench import cells, cli, settings
 
-THERE = {'torch', 'torchvision', 'timm', 'safetensors', 'lightning_fabric', 'numpy', 'pillow', 'tqdm', 'pyyaml', 'setuptools'}
+THERE = {'filelock', 'torch', 'torchvision', 'timm', 'safetensors', 'lightning_fabric', 'numpy', 'pillow', 'tqdm', 'pyyaml', 'setuptools'}
 BARE = '''import sys
 sys.modules.update(dict.fromkeys({missing}))    # as if they were not there
 from xbench.runs import main
