@@ -25,7 +25,8 @@ def restored(checkout):
 
 def refused(checkout, *words, command=MAKE_PAPER):
     done = called(checkout.path, *command)
-    lines = [line for line in done.stderr.splitlines() if 'img/s' not in line and line.strip()]    # a bar may stand before it
+    bars = ('img/s', ' train, ', 'split: ')    # a bar may stand before it, and what images of one's own were taken for
+    lines = [line for line in done.stderr.splitlines() if line.strip() and not any(word in line for word in bars)]
     assert done.returncode == 2 and len(lines) == 1 and lines[0].startswith('xbench: ') and all(w in lines[0] for w in words), done.stderr
     for folder in ('results/demo', 'paper/demo', 'packed', 'work'):
         assert not list((checkout.path/folder).rglob('*.*')), f'{folder} was written to'
@@ -80,7 +81,7 @@ def test_a_full_disk_is_noticed_before_packing(checkout, tmp_path):
     finally: subprocess.run(['umount', small_disk], check=True)
 
 
-def test_a_checkpoint_of_other_settings_is_refused_with_a_table(checkout, tmp_path):
+def test_a_checkpoint_of_other_settings_is_refused(checkout, tmp_path):
     """Stopped by SIGTERM; its checkpoint, moved to where another run looks, is not taken for that run's."""
     command = ('train', 'shufflenet', 'digits', '--out', tmp_path, '--set', 'epochs=40')
     process = subprocess.Popen(['xbench', *command], cwd=checkout.path, env=checkout.env, stderr=subprocess.PIPE, text=True)
@@ -91,7 +92,7 @@ def test_a_checkpoint_of_other_settings_is_refused_with_a_table(checkout, tmp_pa
     other = (cli.main, *command[:-1], 'epochs=1', '--set', 'warmup_epochs=0')
     row = json.loads(called(checkout.path, *other, '--format', 'json').stdout)[0]
     shutil.copy(stopped, checkout.path/'work'/row['run_id']/'checkpoint.pt')
-    done = called(checkout.path, *other, '--again')
-    lines = [line.split() for line in done.stderr.splitlines() if line.startswith('  ')]
-    assert done.returncode == 2 and 'checkpoint of a run with other settings' in done.stderr
-    assert lines == [['setting', 'there', 'now'], ['recipe.epochs', '40', '1'], ['recipe.warmup_epochs', '1', '0']]
+    shutil.rmtree(tmp_path/'runs')
+    done = called(checkout.path, *other)
+    assert done.returncode == 2 and 'epochs' in done.stderr and '40' in done.stderr and '--again' in done.stderr
+    assert called(checkout.path, *other, '--again').returncode == 0

@@ -50,7 +50,7 @@ def truncated(folder):
     (60, lambda d: (d/'ant'/'0.png').rename(d/'0.png'), ('0.png lies in no class folder', 'CLASS/FILE')),
     (60, lambda d: (d/'ant'/'0.png').write_text('none'), ('image ant/0.png cannot be read', '1 such files of 120')),
     (60, lambda d: truncated(d/'bee'), ('image bee/0.png cannot be read', '3 such files of 120')),
-    (60, lambda d: (d/'ant'/'x.heic').touch(), ('ant/x.heic', 'PNG or JPEG')),
+    (60, lambda d: (d/'ant'/'x.psd').touch(), ('.psd (1)', 'PNG or JPEG')),
     (60, lambda d: jpegs(d/'bee'), ('JPEG tells the class', "100% of 'bee'", "0% of 'ant'", '--anyway')),
 ])
 def test_bad_images_are_refused_before_anything_is_timed(tmp_path, house, monkeypatch, capsys, n, spoil, words):
@@ -108,7 +108,7 @@ def test_from_folder_to_answer_and_again(digits, house, monkeypatch, capsys):
     wish = Wish(str(digits), '50ms', 'eager', 5, ('starnet', 'shufflenet'), 32, changes={'epochs': 3, 'cutmix': 0, 'flip': 0})
     table, said = recommend(wish)
     err, out = capsys.readouterr().err, house/'work'/'recommend'/'numbers'
-    for words in ('mixed: ', 'upper eight bits', 'colour profile', 'several frames', '88 to test', 'training starnet, shufflenet'):
+    for words in ('mixed: ', 'scaled by what the dataset holds', 'colour profile', 'several frames', '88 to test', 'training starnet, shufflenet'):
         assert words in err, err
     assert table.backbone.tolist()[-1] == LINEAR and set(table.backbone[:2]) == {'starnet', 'shufflenet'}
     ours = table[:2]

@@ -205,8 +205,9 @@ def behind(
         found |= {*reached([f'{thing.__module__}.{name}'], root, apart, False)} or {_typed(thing)}
         if known := getattr(thing, 'content', None): found.add(f'{name} {known}')    # its sources have been hashed already
         if known or isinstance(thing, type): continue
-        made_with = [*(c.cell_contents for c in thing.__closure__ or ()), *(thing.__defaults__ or ()),
-                     *(thing.__kwdefaults__ or {}).values()]
+        thing = getattr(thing, '__func__', thing)
+        made_with = [*(c.cell_contents for c in getattr(thing, '__closure__', None) or ()),
+                     *(getattr(thing, '__defaults__', None) or ()), *(getattr(thing, '__kwdefaults__', None) or {}).values()]
         values = ascii([v for v in made_with if not callable(v)])
         found |= {f'{name} {re.sub(" at 0x[0-9a-f]+", "", values)}'} | set(behind(*(v for v in made_with if callable(v))))
     return sorted(found)
@@ -246,7 +247,7 @@ def drawn(
     return model, re.sub(' at 0x[0-9a-f]+', '', repr(model)) + '\n' + shapes
 
 # %% ../nbs/07_code.ipynb #a8aec83c
-LIBRARIES = ('torch', 'torchvision', 'timm')
+LIBRARIES = ('torch', 'torchvision', 'timm', 'numpy')
 TRIED = ('backbone', 'kind', 'code', 'network', 'new_code', 'new_network', 'run_id')  # columns of same_code.csv
 
 def versions(names: Iterable[str] = LIBRARIES) -> dict[str, str | None]:

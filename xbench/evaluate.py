@@ -209,7 +209,7 @@ def intervals(
     level: float = 95,  # percent of the draws that lie inside
     seed: int = 0,
 ) -> dict[str, tuple[float, float]]:  # low and high of top1, top5, macro_f1, balanced and ece, in percent
-    "Percentile intervals from drawing the test images anew, ece's corrected; classes that a draw misses are left out of it."
+    "Percentile intervals from drawing the test images anew, ece's corrected, exact at 0 and 100 %; classes a draw misses are left out."
     if draws < 1 or not 0 < level < 100: raise InputError(f'intervals: draws {draws}, level {level}; give draws from 1, level in (0, 100)')
     each, classes = judged(kept), int(kept['classes'])
     which = kept.get('group', np.arange(len(kept['true'])))
@@ -219,8 +219,16 @@ def intervals(
         drawn.append(_shares(each, w, classes))
         gaps.append(_gaps(each, w))
     ends = {k: np.percentile([d[k] for d in drawn], (50 - level/2, 50 + level/2)) for k in drawn[0]}
+    for k, share in _shares(each, np.ones(len(which)), classes).items():    # where all or none is right, draws do not spread
+        if k in ('top1', 'top5') and share in (0, 1): ends[k] = _exact(share, units, level)
     ends['ece'] = _calibration(_gaps(each, np.ones(len(which))), np.array(gaps), 50 + level/2)
+    if units == 1: ends = dict.fromkeys(ends, (0., 1.))    # one group says nothing of others
     return {k: tuple(round(100*float(v), 4) for v in e) for k, e in ends.items()}
+
+def _exact(share, n, level):
+    "The interval of a share of 0 or 1 of n (Clopper and Pearson, 1934)."
+    far = (.5 - level/200)**(1/n)
+    return (far, 1.) if share else (0., 1 - far)
 
 def _gaps(each, w): return np.bincount(each['bin'], w*(each['hit'] - each['sure']), BINS)/w.sum()
 

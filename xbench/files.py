@@ -28,7 +28,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError, features
 
 from .errors import InputError
-from .paths import whole, work
+from .paths import scratch, whole
 
 # %% ../nbs/39_files.ipynb #128b2f33
 IMAGES = {'.jpg', '.jpeg', '.jpe', '.jfif', '.jif', '.png', '.apng', '.bmp', '.webp', '.tif', '.tiff', '.ppm', '.pgm',
@@ -298,11 +298,11 @@ FRESH = 3  # seconds in which a second change of a file may bear the same time
 
 def contents(
     path: str | Path,  # a folder or a file
-    cache: str | Path | None = None,  # file of hashes; one below `work/` when not given
+    cache: str | Path | None = None,  # file of hashes; one among temporary files when not given
 ) -> str:  # 16 hex digits
     "Hash of the names and contents of all files that are not hidden."
     path = Path(path).resolve()
-    cache = Path(cache) if cache else work('contents')/f'{hashlib.sha256(os.fsencode(path)).hexdigest()[:16]}.csv'
+    cache = Path(cache) if cache else scratch('contents')/f'{hashlib.sha256(os.fsencode(path)).hexdigest()[:16]}.csv'
     known, now, kept = _kept(cache), time.time(), []
     for name, file in _every(path):
         stat = file.stat()

@@ -25,7 +25,7 @@ def alone(
     wait: bool = True,  # for whoever works on it; else raise
 ) -> Iterator[None]:
     "Work on something that nobody else of this checkout works on. Raises `InputError` that says who does, if not to wait."
-    file = paths.work('locks')/f"{re.sub('[^A-Za-z0-9_.-]+', '-', what)}.lock"
+    file = paths.scratch('locks')/f"{re.sub('[^A-Za-z0-9_.-]+', '-', what)}.lock"
     paths.writable(file.parent)
     file.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(file)

@@ -14,6 +14,7 @@ import shutil
 import sys
 from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from tqdm import tqdm
 
 from . import paths
 from .cards import blank_card, card, cards
+from .code import HERE, digest, reached
 from .data import load
 from .errors import InputError
 from .files import contents, decode
@@ -63,14 +65,14 @@ def pack(
     path, out, size = Path(path), Path(out), (size, size) if isinstance(size, int) else tuple(size)
     slug = slug or path.name.split('.')[0]
     known = card(slug) if slug in cards() else blank_card(slug)
-    digest = _verified(path, slug, known) if path.is_file() else None
+    told = _verified(path, slug, known) if path.is_file() else None
     source = open_source(path, slug, split, seed)
     items = choose(source.items, train, test)
     part = out.with_name(f'{out.name}.part')
     try:
-        images, state = _begin(part, out, items, size, fit, digest)
+        images, state = _begin(part, out, items, size, fit, told or contents(images_of(path)))
         with open(images, 'r+b') as file: _fill(file, state, source, items, size, fit, workers or os.cpu_count(), slug, progress)
-        finished = known | {'sha256': digest} | _finish(part, source, items, state, size, fit)
+        finished = known | {'sha256': told} | _finish(part, source, items, state, size, fit)
         (part/'card.json').write_text(json.dumps(finished, indent=1) + '\n')
         for f in ('asked.json', 'state.npy'): (part/f).unlink()
         shutil.rmtree(out, ignore_errors=True)
@@ -94,17 +96,17 @@ def _verified(path, slug, known):
     "Checksum of an archive, held against its card."
     of_name = {f['name']: f['checksum'] for f in known['files'] if f['checksum']}
     expected = {of_name[path.name]} if path.name in of_name else set(of_name.values()) if known['access'] == 'here' else set()
-    digest = checksum(path)
-    if expected and f'sha256:{digest}' not in expected and not any(
+    told = checksum(path)
+    if expected and f'sha256:{told}' not in expected and not any(
             e.startswith('md5:') and checksum(path, 'md5') == e[4:] for e in expected):
-        raise InputError(f'{path}: checksum sha256:{digest} is not that of {slug} ({", ".join(sorted(expected))}); '
+        raise InputError(f'{path}: checksum sha256:{told} is not that of {slug} ({", ".join(sorted(expected))}); '
                          'fetch it again, or give your own images another name')
-    return digest
+    return told
 
-def _begin(part, out, items, size, fit, digest):
+def _begin(part, out, items, size, fit, told):
     "The folder to fill: the one of an earlier try that asked for the same, or a new one, its space set aside."
     shape = (len(items), *size, 3)
-    asked = hashlib.sha256(repr((digest, size, fit, items)).encode()).hexdigest()
+    asked = hashlib.sha256(repr((told, size, fit, items)).encode()).hexdigest()
     try: again = json.loads((part/'asked.json').read_text()) == asked
     except (OSError, ValueError): again = False
     if not again:
@@ -181,13 +183,13 @@ def _finish(part, source, items, state, size, fit):
     std = np.sqrt(np.maximum(seen @ value**2/seen.sum(1) - mean**2, 1e-6))
     sides, per_class = state['side'], np.bincount(labels[train])
     least, most = sides.min(0).tolist(), sides.max(0).tolist()
-    digest = hashlib.sha256()
-    for f in ('images.npy', 'labels.npy', 'ids.csv'): digest.update(checksum(part/f).encode())
+    parts = hashlib.sha256()
+    for f in ('images.npy', 'labels.npy', 'ids.csv'): parts.update(checksum(part/f).encode())
     return {'classes': source.classes, 'counts': dict(Counter(i.split for i in items)),
             'available': dict(Counter(i.split for i in source.items)), 'size': list(size), 'fit': fit,
             'native_size': least if least == most else [least, most], 'mean': mean.round(4).tolist(), 'std': std.round(4).tolist(),
             'imbalance': round(float(per_class.max()/per_class.min()), 2), 'split': source.split,
-            'split_sha256': checksum(part/'ids.csv'), 'hash': digest.hexdigest()[:HASH]}
+            'split_sha256': checksum(part/'ids.csv'), 'hash': parts.hexdigest()[:HASH]}
 
 # %% ../nbs/44_pack.ipynb #a37b26fd
 def prepare(
@@ -197,7 +199,7 @@ def prepare(
 ) -> Path:  # the packed dataset's folder
     "Pack the images of a cell unless they are packed as its settings ask. Raises `InputError` for a bad source."
     folder, source = cell.packed, paths.source(cell.path)
-    asked = {'path': cell.path, 'split': cell.split, **cell.images.model_dump(), 'files': contents(images_of(source))}
+    asked = {'path': cell.path, 'split': cell.split, **cell.images.model_dump(), 'files': contents(images_of(source)), 'code': _code()}
     if table := groups_file(source, cell.dataset): asked['groups'] = checksum(table)
     if not force and _done(folder, asked): return folder
     with alone(f'packing {folder.parent.name}-{folder.name}'):
@@ -217,3 +219,6 @@ def _done(folder, asked):
         print(f'xbench: {e}; it is packed again', file=sys.stderr)
         return False
     return True
+
+@cache
+def _code(): return digest('\n'.join(reached(['xbench.pack.pack'], HERE)))
