@@ -108,7 +108,8 @@ def test_from_folder_to_answer_and_again(digits, house, monkeypatch, capsys):
     wish = Wish(str(digits), '50ms', 'eager', 5, ('starnet', 'shufflenet'), 32, changes={'epochs': 3, 'cutmix': 0, 'flip': 0})
     table, said = recommend(wish)
     err, out = capsys.readouterr().err, house/'work'/'recommend'/'numbers'
-    for words in ('mixed: ', 'scaled by what the dataset holds', 'colour profile', 'several frames', '88 to test', 'training starnet, shufflenet'):
+    for words in ('mixed: ', 'scaled by what the dataset holds', 'colour profile', 'several frames', '88 to test',
+                  'training starnet, shufflenet'):
         assert words in err, err
     assert table.backbone.tolist()[-1] == LINEAR and set(table.backbone[:2]) == {'starnet', 'shufflenet'}
     ours = table[:2]
