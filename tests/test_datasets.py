@@ -71,6 +71,7 @@ def test_findings_in_git_are_whole(slug):
     pairs = pd.read_csv(ROOT/'results'/'data'/'pairs'/f'{slug}.csv')
     both = lambda s: ((pairs.split_a == s) & (pairs.split_b == s)).sum()
     across = (pairs.split_a != pairs.split_b).sum()
+    assert 0 <= found['near'].pop('recoloured') <= len(pairs)
     assert found['near'] == {'within_train': both('train'), 'within_test': both('test'), 'across_splits': across}
 
 
