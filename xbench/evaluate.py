@@ -111,7 +111,7 @@ def save(
     file: str | Path,  # predictions.npz
     kept: dict,  # from `predictions`
 ) -> None:
-    "Write predictions; the same ones are always the same bytes."
+    "Write arrays by name; the same ones are always the same bytes, whatever Python."
     with zipfile.ZipFile(file, 'w', zipfile.ZIP_BZIP2) as z:
         for name, array in kept.items():
             with z.open(f'{name}.npy', 'w') as f: np.lib.format.write_array(f, np.asarray(array), allow_pickle=False)

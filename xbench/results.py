@@ -18,7 +18,7 @@ import pandas as pd
 from . import baseline, paths
 from .cards import card, groups
 from .errors import InputError, unknown
-from .evaluate import numbered, ranked
+from .evaluate import numbered, ranked, save
 from .published import cells
 from .settings import Settings
 from .stats import resample
@@ -127,7 +127,7 @@ def collect(
         with paths.whole(paths.results(profile)/f'{name}.csv') as part: frame.to_csv(part, index=False, lineterminator='\n')
     files = [paths.results(profile)/f'{name}.csv' for name in frames]
     if drawn is None: return files
-    with paths.whole(file := paths.results(profile)/'draws.npz') as part, open(part, 'wb') as f: np.savez_compressed(f, **drawn)
+    with paths.whole(file := paths.results(profile)/'draws.npz') as part: save(part, drawn)
     return [*files, file]
 
 def read(
